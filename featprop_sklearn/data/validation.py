@@ -1,0 +1,79 @@
+"""What users pass as X: checked, as one array, 2-D or n-D."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from sklearn.utils.validation import validate_data
+from torch import Tensor
+from torch.utils.data import Dataset
+
+__all__ = ["check_samples", "shape_samples"]
+
+
+def check_samples(estimator: Any, X: Any, *, reset: bool) -> NDArray:
+    """Check X as scikit-learn does, n-D arrays (images) and torch tensors included.
+
+    Parameters
+    ----------
+    estimator : estimator
+        Receives ``n_features_in_`` and ``feature_names_in_`` when ``reset``.
+    X : array-like, DataFrame or Tensor of shape (n_samples, ...)
+        The samples.
+    reset : bool
+        True in ``fit``.
+
+    Returns
+    -------
+    ndarray of float32 or float64
+        At least 2-D, finite.
+
+    Raises
+    ------
+    TypeError
+        For a torch ``Dataset``.
+    ValueError
+        As :func:`sklearn.utils.validation.validate_data`.
+    """
+    if isinstance(X, Dataset):
+        raise TypeError(
+            f"X is a torch Dataset ({type(X).__name__}); pass arrays or tensors of shape "
+            "(n_samples, ...), for example by stacking its samples, chunk by chunk to partial_fit."
+        )
+    if isinstance(X, Tensor):
+        X = X.detach().cpu().numpy()
+    return validate_data(
+        estimator, X, reset=reset, allow_nd=True, dtype=(np.float64, np.float32)
+    )
+
+
+def shape_samples(X: NDArray, input_shape: tuple[int, ...] | None) -> NDArray:
+    """Give 2-D rows the shape that the network takes.
+
+    Raises
+    ------
+    ValueError
+        If ``input_shape`` is not a tuple of positive integers or does not fit the rows.
+    """
+    if input_shape is None:
+        return X
+    try:
+        shape = tuple(int(size) for size in input_shape)
+    except (TypeError, ValueError):
+        shape = ()
+    if not shape or min(shape) < 1:
+        raise ValueError(
+            f"input_shape must be a tuple of positive integers, the shape of one sample; "
+            f"got {input_shape!r}."
+        )
+    if X.shape[1:] == shape:
+        return X
+    if math.prod(X.shape[1:]) != math.prod(shape):
+        raise ValueError(
+            f"input_shape={shape} holds {math.prod(shape)} values per sample, but X has "
+            f"{math.prod(X.shape[1:])} (X.shape={X.shape})."
+        )
+    return X.reshape(len(X), *shape)

@@ -1,0 +1,434 @@
+"""What classifier and regressor share: the way from (module, X, y) to a post-trained network."""
+
+from __future__ import annotations
+
+import time
+import warnings
+from abc import ABC, abstractmethod
+from numbers import Integral, Real
+from typing import Any, Self
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+from sklearn.base import BaseEstimator, clone
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.model_selection import train_test_split
+from sklearn.utils import check_random_state
+from sklearn.utils.validation import _check_sample_weight, check_is_fitted
+from torch import Tensor
+
+from featprop_sklearn.data import (
+    batches,
+    check_samples,
+    module_dtype,
+    resolve_device,
+    shape_samples,
+    to_array,
+    to_tensor,
+)
+from featprop_sklearn.networks import (
+    Network,
+    SharedParameters,
+    as_network,
+    build_chain,
+    chain_splits,
+    private_copy,
+    resolve_splits,
+)
+from featprop_sklearn.output_targets import OutputTargets
+from featprop_sklearn.propagation import Propagated, make_rule, propagate
+from featprop_sklearn.training import (
+    GradientTrainer,
+    Labelled,
+    post_train,
+    pretrain_default_network,
+)
+
+__all__ = ["FeatureBackpropBase"]
+
+HOLD_OUT_ABOVE = 200
+HOLD_OUT = 0.25
+BATCH_SIZE = 256
+
+
+class FeatureBackpropBase(SharedParameters, BaseEstimator, ABC):
+    """Common part of :class:`FeatureBackpropClassifier` and :class:`FeatureBackpropRegressor`.
+
+    Subclasses say what y means: they encode it, choose the output targets and read
+    predictions off the network's output.
+    """
+
+    _shared = ("module",)
+
+    _doc_link_module = "featprop_sklearn"
+
+    # What a subclass knows -----------------------------------------------------------
+
+    @abstractmethod
+    def _default_outputs(self, y: NDArray) -> tuple[int, str]:
+        """Width and task of the default network for this y."""
+
+    @abstractmethod
+    def _encode(self, y: NDArray) -> NDArray:
+        """Turn labels or values into what OutputTargets takes."""
+
+    @abstractmethod
+    def _read_labels(self, y: NDArray, outputs: Tensor, network: Network) -> str:
+        """Learn what the outputs mean (classes), and return the task."""
+
+    @abstractmethod
+    def _make_output_targets(
+        self, task: str, outputs: Tensor, weights: Tensor, last_layer: type
+    ) -> OutputTargets:
+        """Choose the output targets, once the task is known."""
+
+    @abstractmethod
+    def _class_weights(self, y: NDArray) -> NDArray:
+        """One factor per sample."""
+
+    # Public methods ------------------------------------------------------------------
+
+    def feature_targets(self, X: ArrayLike, y: ArrayLike) -> NDArray | dict[str, NDArray]:
+        """Compute the wanted features at the split, for the network as it is after ``fit``.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, ...)
+            Samples.
+        y : array-like of shape (n_samples,) or (n_samples, n_outputs)
+            Labels or values.
+
+        Returns
+        -------
+        ndarray of shape (n_samples, ...), or dict of str to ndarray
+            The targets; by split, where the estimator has several.
+        """
+        splits = [self.split_] if isinstance(self.split_, str) else self.split_
+        targets = self._propagate(X, y, splits).targets
+        arrays = {split: to_array(target) for split, target in targets.items()}
+        return arrays[self.split_] if isinstance(self.split_, str) else arrays
+
+    # fit and partial_fit --------------------------------------------------------------
+
+    def _fit(self, X: ArrayLike, y: NDArray, sample_weight: ArrayLike | None) -> Self:
+        """Everything that ``fit`` does once X and y are checked."""
+        started = time.perf_counter()
+        trainer = self._checked_trainer()
+        samples, y, weights = self._weighted(X, y, sample_weight)
+        random_state = check_random_state(self.random_state)
+        rows, held_out = self._hold_out(y, random_state)
+        interrupted = False
+        if not (self.warm_start and hasattr(self, "module_")):
+            interrupted = self._take_network(samples, y, weights, rows, held_out, random_state)
+        data = self._labelled(samples[rows], y[rows], weights[rows])
+        validation = (
+            None
+            if held_out is None
+            else self._labelled(samples[held_out], y[held_out], weights[held_out])
+        )
+        self._post_train(data, validation, trainer, random_state, interrupted)
+        self.report_["seconds"] = time.perf_counter() - started
+        return self
+
+    def _partial_fit(self, X: ArrayLike, y: NDArray, sample_weight: ArrayLike | None) -> Self:
+        """One pass over a chunk; the first chunk sets the network up."""
+        trainer = clone(self._checked_trainer()).set_params(max_epochs=1)
+        samples, y, weights = self._weighted(X, y, sample_weight)
+        random_state = check_random_state(self.random_state)
+        interrupted = False
+        if not hasattr(self, "module_"):
+            everything = np.arange(len(y))
+            interrupted = self._take_network(samples, y, weights, everything, None, random_state)
+            self._epochs_seen = 0
+        seen, self._epochs_seen = self._epochs_seen, self._epochs_seen + 1
+        random_state = check_random_state(int(random_state.randint(2**31 - 1)) ^ seen)
+        data = self._labelled(samples, y, weights)
+        started = time.perf_counter()
+        self._post_train(data, None, trainer, random_state, interrupted)
+        self.report_["seconds"] = time.perf_counter() - started
+        return self
+
+    def _weighted(
+        self, X: ArrayLike, y: NDArray, sample_weight: ArrayLike | None
+    ) -> tuple[NDArray, NDArray, NDArray]:
+        """Samples, y and weights; rows of zero weight are as good as absent."""
+        samples = shape_samples(np.asarray(X), self.input_shape)
+        weights = _check_sample_weight(
+            sample_weight, samples, dtype=np.float64, ensure_non_negative=True
+        )
+        weights = weights * self._class_weights(y)
+        counted = weights > 0
+        if not counted.any():
+            raise ValueError("sample_weight is zero for every sample; at least one must count.")
+        return samples[counted], y[counted], weights[counted]
+
+    def _take_network(
+        self,
+        samples: NDArray,
+        y: NDArray,
+        weights: NDArray,
+        rows: NDArray,
+        held_out: NDArray | None,
+        random_state: np.random.RandomState,
+    ) -> bool:
+        """Set ``module_``, ``split_`` and the meaning of the outputs; return if interrupted."""
+        device = resolve_device(self.device)
+        interrupted = False
+        if self.module is None:
+            network, interrupted = self._pretrain(
+                samples, y, weights, rows, held_out, random_state
+            )
+            module = network.module
+        else:
+            network = as_network(self.module)
+            module = private_copy(network.module)
+        module = module.to(device)
+        chain = build_chain(module, self._tensor(samples[:8], module))
+        splits = resolve_splits(self.split, chain)
+        outputs = self._outputs(module, self._tensor(samples[rows], module))
+        task = self._read_labels(y, outputs, network)
+        self._output_targets = self._make_output_targets(
+            task, outputs, to_tensor(weights[rows], torch.float64, device), type(chain[-1].module)
+        )
+        self.module_ = module
+        self.split_ = splits if _is_several(self.split) else splits[0]
+        return interrupted
+
+    def _pretrain(
+        self,
+        samples: NDArray,
+        y: NDArray,
+        weights: NDArray,
+        rows: NDArray,
+        held_out: NDArray | None,
+        random_state: np.random.RandomState,
+    ) -> tuple[Network, bool]:
+        if samples.ndim != 2:
+            raise ValueError(
+                f"module=None trains a small network on a table; X has shape {samples.shape}. "
+                "Pass a pretrained network as module, or X of shape (n_samples, n_features)."
+            )
+        width, task = self._default_outputs(y)
+        encoded = self._encode(y)
+
+        def labelled(chosen: NDArray) -> Labelled:
+            return Labelled(
+                to_tensor(samples[chosen], torch.float64),
+                _label_tensor(encoded[chosen], task, torch.float64),
+                to_tensor(weights[chosen], torch.float64),
+            )
+
+        module, interrupted = pretrain_default_network(
+            labelled(rows),
+            width,
+            task,
+            validation=None if held_out is None else labelled(held_out),
+            seed=_draw_seed(random_state),
+            verbose=self.verbose,
+        )
+        return Network(module), interrupted
+
+    def _post_train(
+        self,
+        data: Labelled,
+        validation: Labelled | None,
+        trainer: GradientTrainer,
+        random_state: np.random.RandomState,
+        interrupted: bool,
+    ) -> None:
+        """Propagate, train, report; Ctrl-C leaves the network as far as it got."""
+        self.history_: list[dict[str, Any]] = []
+        self.report_: dict[str, Any] = {}
+        self.n_iter_ = 0
+        splits = [self.split_] if isinstance(self.split_, str) else list(self.split_)
+        try:
+            if interrupted:
+                raise KeyboardInterrupt
+            chain = build_chain(self.module_, data.inputs[:8])
+            batch_size = self._checked_batch_size(len(data))
+            found = propagate(
+                self._rule(), chain, data.inputs, data.y, self._output_targets, splits, batch_size
+            )
+            self.report_ = self._report(found, data)
+            self.history_, interrupted = post_train(
+                chain,
+                splits,
+                data,
+                found.targets,
+                self._output_targets,
+                trainer,
+                validation=validation,
+                batch_size=batch_size,
+                seeds=[_draw_seed(random_state) for _ in splits],
+                n_jobs=self.n_jobs,
+                verbose=self.verbose,
+            )
+        except KeyboardInterrupt:
+            interrupted = True
+        self.n_iter_ = sum(1 for entry in self.history_ if entry["epoch"] > 0)
+        if interrupted:
+            warnings.warn(
+                "Training was interrupted; the estimator is usable, with the network as far as "
+                "it got.",
+                ConvergenceWarning,
+                stacklevel=4,
+            )
+
+    # Pieces ---------------------------------------------------------------------------
+
+    def _rule(self) -> Any:
+        return make_rule(self.propagation, solver=self.solver, damping=self.damping)
+
+    def _report(self, found: Propagated, data: Labelled) -> dict[str, Any]:
+        weights = to_array(data.weights, np.float64)
+        by_split = {split: quality.summary(weights) for split, quality in found.quality.items()}
+        return dict(by_split[self.split_]) if isinstance(self.split_, str) else dict(by_split)
+
+    def _propagate(self, X: ArrayLike, y: ArrayLike, splits: list[str] | None) -> Propagated:
+        """Targets and their quality on ``module_``; at every split point if None."""
+        check_is_fitted(self)
+        samples = shape_samples(check_samples(self, X, reset=False), self.input_shape)
+        encoded = np.asarray(self._encode(np.asarray(y)))
+        if len(encoded) != len(samples):
+            raise ValueError(f"X has {len(samples)} samples and y {len(encoded)}.")
+        x = self._tensor(samples, self.module_)
+        labels = _label_tensor(encoded, self._output_targets.task, x.dtype).to(x.device)
+        chain = build_chain(self.module_, x[:8])
+        names = resolve_splits(splits, chain) if splits else chain_splits(chain)
+        batch_size = self._checked_batch_size(len(x))
+        return propagate(self._rule(), chain, x, labels, self._output_targets, names, batch_size)
+
+    def _labelled(self, samples: NDArray, y: NDArray, weights: NDArray) -> Labelled:
+        x = self._tensor(samples, self.module_)
+        labels = _label_tensor(self._encode(y), self._output_targets.task, x.dtype)
+        return Labelled(x, labels.to(x.device), to_tensor(weights, x.dtype, x.device))
+
+    def _tensor(self, samples: NDArray, module: torch.nn.Module) -> Tensor:
+        return to_tensor(samples, module_dtype(module), resolve_device(self.device))
+
+    def _hold_out(
+        self, y: NDArray, random_state: np.random.RandomState
+    ) -> tuple[NDArray, NDArray | None]:
+        """Rows to train on and rows to choose the epoch on."""
+        fraction = self.validation_fraction
+        if fraction == "auto":
+            fraction = HOLD_OUT if len(y) > HOLD_OUT_ABOVE else 0.0
+        if not isinstance(fraction, Real) or isinstance(fraction, bool) or not 0 <= fraction < 1:
+            raise ValueError(
+                "validation_fraction must be 'auto' or a number >= 0 and < 1; "
+                f"got {self.validation_fraction!r}."
+            )
+        everything = np.arange(len(y))
+        if fraction == 0:
+            return everything, None
+        return self._split_rows(everything, y, float(fraction), random_state)
+
+    def _split_rows(
+        self, rows: NDArray, y: NDArray, fraction: float, random_state: np.random.RandomState
+    ) -> tuple[NDArray, NDArray]:
+        return tuple(train_test_split(rows, test_size=fraction, random_state=random_state))
+
+    @torch.no_grad()
+    def _outputs(self, module: torch.nn.Module, x: Tensor) -> Tensor:
+        module.eval()
+        batch_size = self._checked_batch_size(len(x))
+        outputs = torch.cat([module(x[rows]) for rows in batches(len(x), batch_size)])
+        if outputs.ndim > 2:
+            raise ValueError(
+                "The network must return one row of outputs per sample, shape (n_samples, "
+                f"n_outputs); it returned shape (n_samples, "
+                f"{', '.join(map(str, outputs.shape[1:]))}). Pool or flatten them first."
+            )
+        return outputs
+
+    def _predict_outputs(self, X: ArrayLike) -> Tensor:
+        """Outputs of ``module_``, one column per output."""
+        check_is_fitted(self)
+        samples = shape_samples(check_samples(self, X, reset=False), self.input_shape)
+        outputs = self._outputs(self.module_, self._tensor(samples, self.module_))
+        return outputs.reshape(len(outputs), -1)
+
+    def _checked_trainer(self) -> GradientTrainer:
+        trainer = self.trainer
+        if isinstance(trainer, str):
+            if trainer != "gradient":
+                raise ValueError(
+                    f"trainer must be 'gradient' or a GradientTrainer; got {trainer!r}."
+                )
+            made = GradientTrainer() if self.alpha is None else GradientTrainer(alpha=self.alpha)
+            made.check()
+            return made
+        if not isinstance(trainer, GradientTrainer):
+            raise TypeError(f"trainer must be 'gradient' or a GradientTrainer; got {trainer!r}.")
+        if self.alpha is not None:
+            raise ValueError(
+                f"alpha={self.alpha!r} is a shortcut for trainer='gradient'; with a trainer object "
+                f"set it there: GradientTrainer(alpha={self.alpha!r}), or trainer__alpha."
+            )
+        trainer.check()
+        return trainer
+
+    def _checked_batch_size(self, n_samples: int) -> int:
+        if self.batch_size == "auto":
+            return n_samples if self.module is None else BATCH_SIZE
+        if isinstance(self.batch_size, Integral) and self.batch_size >= 1:
+            return int(self.batch_size)
+        raise ValueError(f"batch_size must be 'auto' or an integer >= 1; got {self.batch_size!r}.")
+
+    # Parameters -----------------------------------------------------------------------
+
+    def get_params(self, deep: bool = True) -> dict[str, Any]:
+        """Get parameters; those of ``module`` are not ours to show or to set.
+
+        Parameters
+        ----------
+        deep : bool, default=True
+            Whether to include ``trainer__...``.
+
+        Returns
+        -------
+        dict
+            Parameter names and values.
+        """
+        parameters = super().get_params(deep=deep)
+        return {name: p for name, p in parameters.items() if not name.startswith("module__")}
+
+    def set_params(self, **params: Any) -> Self:
+        """Set parameters, ``trainer__...`` included.
+
+        Parameters
+        ----------
+        **params : dict
+            Parameter names and values.
+
+        Returns
+        -------
+        self
+            The estimator.
+
+        Raises
+        ------
+        ValueError
+            For ``module__...``: the network is pretrained, its parameters are fixed.
+        """
+        inner = [name for name in params if name.startswith("module__")]
+        if inner:
+            raise ValueError(
+                f"{inner[0]} cannot be set: module is a pretrained network, and changing it here "
+                "would change yours. Set module itself."
+            )
+        return super().set_params(**params)
+
+
+def _is_several(split: object) -> bool:
+    return not isinstance(split, (str, Integral))
+
+
+def _label_tensor(encoded: NDArray, task: str, dtype: torch.dtype) -> Tensor:
+    return to_tensor(encoded, dtype if task == "regression" else torch.int64)
+
+
+def _draw_seed(random_state: np.random.RandomState) -> int:
+    """Draw a seed for torch from scikit-learn's random state."""
+    return int(random_state.randint(np.iinfo(np.int32).max))

@@ -1,0 +1,236 @@
+"""The regressor."""
+
+from __future__ import annotations
+
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from sklearn.base import RegressorMixin
+from sklearn.utils.validation import check_array, column_or_1d
+from torch import Tensor
+
+from featprop_sklearn.data import check_samples, to_array
+from featprop_sklearn.estimators.base import FeatureBackpropBase
+from featprop_sklearn.networks import Network
+from featprop_sklearn.output_targets import OutputTargets
+
+__all__ = ["FeatureBackpropRegressor"]
+
+
+class FeatureBackpropRegressor(RegressorMixin, FeatureBackpropBase):
+    """Post-train a pretrained regression network by sending targets backwards through it.
+
+    The wanted output is y itself; see :class:`FeatureBackpropClassifier` for the rest.
+
+    Parameters
+    ----------
+    module : nn.Module, fitted skorch net, fitted MLPRegressor, or None
+        The pretrained network, one output per value of y. None: a small MLP is trained
+        first.
+    split : str, int, list of them, or "auto", default="auto"
+        Where targets are set; "auto" is the network's output.
+    propagation : {"layerwise", "layerwise_in_range"}, default="layerwise"
+        How targets go backwards.
+    target_step : float, default=1.0
+        Share in (0, 1] of the way from the present to the wanted output.
+    trainer : "gradient" or GradientTrainer, default="gradient"
+        How the stages up to the split are trained.
+    alpha : float, default=None
+        Shortcut for ``GradientTrainer(alpha=alpha)``.
+    solver : {"auto", "direct", "lsqr", "torch"}, default="auto"
+        Least-squares solver of affine layers.
+    damping : "auto" or float, default="auto"
+        λ of the damped least-squares problems.
+    input_shape : tuple of int, default=None
+        Shape of one sample, where X is passed as a table of flattened samples.
+    validation_fraction : float or "auto", default="auto"
+        Share of the rows held out to choose the epoch; "auto" is 0.25 above 200 rows.
+    batch_size : int or "auto", default="auto"
+        Rows worked on at a time; "auto" is all rows for the default network, else 256.
+    device : str, default="auto"
+        A torch device; "auto" is CUDA where there is one.
+    warm_start : bool, default=False
+        Whether ``fit`` goes on from ``module_``.
+    n_jobs : int, default=None
+        Components of several splits trained at a time.
+    random_state : int, RandomState or None, default=None
+        Hold-out, shuffling, dropout, and initial weights where ``module`` is None.
+    verbose : int, default=0
+        1 prints a line per epoch.
+
+    Attributes
+    ----------
+    module_ : nn.Module
+        The post-trained network.
+    split_ : str or list of str
+        Names of the split points.
+    n_features_in_ : int
+        Size of the first dimension of a sample.
+    n_iter_ : int
+        Epochs run.
+    history_ : list of dict
+        One entry per epoch.
+    report_ : dict
+        As for the classifier; a sample is "right" where the relative residual is at most
+        1e-3.
+
+    See Also
+    --------
+    FeatureBackpropClassifier : The same for classification.
+
+    References
+    ----------
+    Ding, He, Li, Li, "Hierarchical Feature-level Reverse Propagation for Post-Training
+    Neural Networks", arXiv:2506.07188.
+
+    Examples
+    --------
+    >>> from sklearn.datasets import load_diabetes
+    >>> from featprop_sklearn import FeatureBackpropRegressor
+    >>> X, y = load_diabetes(return_X_y=True)
+    >>> regressor = FeatureBackpropRegressor(random_state=0).fit(X, y)
+    >>> bool(regressor.score(X, y) > 0.4)
+    True
+    """
+
+    def __init__(
+        self,
+        module: object = None,
+        *,
+        split: object = "auto",
+        propagation: str = "layerwise",
+        target_step: float = 1.0,
+        trainer: object = "gradient",
+        alpha: float | None = None,
+        solver: str = "auto",
+        damping: float | str = "auto",
+        input_shape: tuple[int, ...] | None = None,
+        validation_fraction: float | str = "auto",
+        batch_size: int | str = "auto",
+        device: str = "auto",
+        warm_start: bool = False,
+        n_jobs: int | None = None,
+        random_state: int | np.random.RandomState | None = None,
+        verbose: int = 0,
+    ) -> None:
+        self.module = module
+        self.split = split
+        self.propagation = propagation
+        self.target_step = target_step
+        self.trainer = trainer
+        self.alpha = alpha
+        self.solver = solver
+        self.damping = damping
+        self.input_shape = input_shape
+        self.validation_fraction = validation_fraction
+        self.batch_size = batch_size
+        self.device = device
+        self.warm_start = warm_start
+        self.n_jobs = n_jobs
+        self.random_state = random_state
+        self.verbose = verbose
+
+    def fit(self, X: ArrayLike, y: ArrayLike, sample_weight: ArrayLike | None = None) -> Self:
+        """Post-train a copy of the network.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, ...)
+            Samples: a table, a DataFrame, n-D arrays (images), or a torch tensor.
+        y : array-like of shape (n_samples,) or (n_samples, n_outputs)
+            Values.
+        sample_weight : array-like of shape (n_samples,), default=None
+            Weights >= 0.
+
+        Returns
+        -------
+        self
+            The fitted estimator.
+        """
+        samples = check_samples(self, X, reset=True)
+        return self._fit(samples, self._check_values(samples, y), sample_weight)
+
+    def partial_fit(
+        self, X: ArrayLike, y: ArrayLike, sample_weight: ArrayLike | None = None
+    ) -> Self:
+        """Train one epoch on a chunk of the data; the first chunk sets the network up.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, ...)
+            Samples.
+        y : array-like of shape (n_samples,) or (n_samples, n_outputs)
+            Values.
+        sample_weight : array-like of shape (n_samples,), default=None
+            Weights >= 0.
+
+        Returns
+        -------
+        self
+            The estimator.
+        """
+        samples = check_samples(self, X, reset=not hasattr(self, "module_"))
+        return self._partial_fit(samples, self._check_values(samples, y), sample_weight)
+
+    def predict(self, X: ArrayLike) -> NDArray:
+        """Return the network's outputs.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, ...)
+            Samples.
+
+        Returns
+        -------
+        ndarray of shape (n_samples,) or (n_samples, n_outputs)
+            Flat where y was.
+        """
+        outputs = to_array(self._predict_outputs(X))
+        return outputs[:, 0] if self._flat else outputs
+
+    def _check_values(self, samples: NDArray, y: ArrayLike) -> NDArray:
+        if y is None:
+            raise ValueError(
+                f"This {type(self).__name__} estimator requires y to be passed, but the target y "
+                "is None."
+            )
+        values = check_array(y, ensure_2d=False, dtype=np.float64, input_name="y")
+        if values.ndim == 2 and values.shape[1] == 1:
+            values = column_or_1d(values, warn=True)
+        if values.ndim > 2:
+            raise ValueError(f"y must be 1-D or 2-D; got shape {values.shape}.")
+        if len(values) != len(samples):
+            raise ValueError(f"X has {len(samples)} samples and y {len(values)}.")
+        return values
+
+    def _default_outputs(self, y: NDArray) -> tuple[int, str]:
+        return 1 if y.ndim == 1 else y.shape[1], "regression"
+
+    def _encode(self, y: NDArray) -> NDArray:
+        return np.asarray(y, dtype=np.float64).reshape(len(y), -1)
+
+    def _read_labels(self, y: NDArray, outputs: Tensor, network: Network) -> str:
+        width = 1 if outputs.ndim == 1 else outputs.shape[1]
+        wanted = 1 if y.ndim == 1 else y.shape[1]
+        if width != wanted:
+            raise ValueError(
+                f"y holds {wanted} value{'s' if wanted > 1 else ''} per sample, but the network "
+                f"has {width} output{'s' if width > 1 else ''}. Pass a network with {wanted}, or "
+                "the y that it was trained for."
+            )
+        self._flat = y.ndim == 1
+        return "regression"
+
+    def _make_output_targets(
+        self, task: str, outputs: Tensor, weights: Tensor, last_layer: type
+    ) -> OutputTargets:
+        return OutputTargets(task, step=self.target_step)
+
+    def _class_weights(self, y: NDArray) -> NDArray:
+        return np.ones(len(y))
+
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.target_tags.multi_output = True
+        return tags

@@ -1,0 +1,49 @@
+"""How far each feature of a network is from what the labels ask for."""
+
+from __future__ import annotations
+
+import pandas as pd
+from numpy.typing import ArrayLike
+
+from featprop_sklearn.estimators import FeatureBackpropClassifier, FeatureBackpropRegressor
+
+__all__ = ["feature_gap"]
+
+
+def feature_gap(
+    estimator: FeatureBackpropClassifier | FeatureBackpropRegressor, X: ArrayLike, y: ArrayLike
+) -> pd.DataFrame:
+    """Measure, at every split, the feature targets of a fitted estimator's network.
+
+    Parameters
+    ----------
+    estimator : fitted FeatureBackpropClassifier or FeatureBackpropRegressor
+        Its ``module_`` is measured, with its own propagation rule.
+    X : array-like of shape (n_samples, ...)
+        Samples.
+    y : array-like of shape (n_samples,) or (n_samples, n_outputs)
+        Labels or values.
+
+    Returns
+    -------
+    DataFrame
+        Index: every split point. Columns: ``repair_rate`` (share of the samples that the
+        network gets wrong whose target, pushed forward through the frozen stages, is
+        classified as the label), ``kept_rate`` (the same among those it gets right; NaN
+        where there are none), ``reached`` (share whose pushed-forward output is
+        acceptable), ``displacement`` and ``relative_displacement`` (mean distance of the
+        target from the feature, absolute and over the feature's norm) and ``residual``
+        (mean distance of the pushed-forward output from the wanted one, over its norm).
+
+    Examples
+    --------
+    >>> from sklearn.datasets import load_iris
+    >>> from featprop_sklearn import FeatureBackpropClassifier, feature_gap
+    >>> X, y = load_iris(return_X_y=True)
+    >>> table = feature_gap(FeatureBackpropClassifier(random_state=0).fit(X, y), X, y)
+    >>> list(table.index)
+    ['hidden1', 'relu1', 'hidden2', 'relu2', 'output']
+    """
+    quality = estimator._propagate(X, y, None).quality
+    table = pd.DataFrame({split: found.summary() for split, found in quality.items()}).T
+    return table.rename_axis("split")

@@ -1,0 +1,262 @@
+"""Affine layers: x0 + A⁺(y − b − A x0), with A found from the layer and b left to it."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from math import prod
+
+import torch
+from torch import Size, Tensor, nn
+
+from featprop_sklearn.inversion.base import InversionOptions, Inverter
+from featprop_sklearn.inversion.bounded import BoundedLeastSquares
+from featprop_sklearn.least_squares import (
+    DiagonalMap,
+    FunctionMap,
+    LinearMap,
+    MatrixMap,
+    SelectionMap,
+    SolveResult,
+    choose_solver,
+    get_solver,
+    resolve_damping,
+)
+
+__all__ = ["INVERTERS", "AffineInverter", "RearrangementInverter"]
+
+#: the linear part of a layer on inputs of a shape; leading dimensions that the map does not
+#: have (the channels of a pooling layer, the rows under a linear one) go into the batch
+MapBuilder = Callable[..., LinearMap]
+
+
+class AffineInverter(Inverter):
+    """Nearest preimage under f(x) = A x + b: x0 + argmin_d ‖A d − r‖² + λ²‖d‖², r = y − f(x0).
+
+    For λ = 0 this is x0 + A⁺r, whether A shrinks, expands or is rank-deficient: the input
+    nearest to x0 among those of least output residual. With ``options.bounds`` the input
+    is also kept in that range, by :class:`BoundedLeastSquares`, which needs no solver.
+
+    Parameters
+    ----------
+    layer : nn.Module
+        In eval mode and float64.
+    in_shape : Size
+        Shape of one input, without the batch dimension.
+    options : InversionOptions
+        ``solver``, ``damping`` and ``bounds`` are read.
+
+    Attributes
+    ----------
+    linear_map : LinearMap
+        A, on one channel or row where the layer treats all of them alike.
+    damping : float
+        λ, decided once.
+    solver_name : str
+        Name of the least-squares solver.
+
+    Raises
+    ------
+    ValueError
+        If the layer is not affine, or an option cannot be met.
+    """
+
+    supports_bounds = True
+
+    def __init__(self, layer: nn.Module, in_shape: Size, options: InversionOptions) -> None:
+        super().__init__(layer, in_shape, options)
+        self.linear_map = _BUILDERS[_registered_type(layer)](layer, in_shape)
+        _require_affine(layer, self.linear_map, in_shape)
+        self.damping = resolve_damping(self.linear_map, options.damping)
+        automatic = options.solver == "auto"
+        self.solver_name = choose_solver(self.linear_map) if automatic else options.solver
+        solver = get_solver(self.solver_name)
+        if options.bounds is None:
+            self._solver = solver.prepare(self.linear_map, self.damping)
+        else:
+            self._bounded = BoundedLeastSquares(self.linear_map, self.damping, options.bounds)
+
+    def invert(self, wanted: Tensor, reference: Tensor) -> SolveResult:
+        """Find the nearest preimages."""
+        remainder = wanted - self.layer(reference)
+        rhs = remainder.reshape(-1, *self.linear_map.out_shape)
+        if self.options.bounds is None:
+            result = self._solver.solve(rhs)
+            return replace(result, solution=reference + result.solution.reshape(reference.shape))
+        result = self._bounded.solve(rhs, reference.reshape(-1, *self.linear_map.in_shape))
+        return replace(result, solution=result.solution.reshape(reference.shape))
+
+
+class RearrangementInverter(Inverter):
+    """Layers whose output holds exactly the input's entries, in another shape or order.
+
+    The order is found by running the layer on the positions 0, 1, 2, ...; the preimage is
+    exact, unique, and owes nothing to the reference, the solver or the damping.
+
+    Parameters
+    ----------
+    layer : nn.Module
+        In eval mode.
+    in_shape : Size
+        Shape of one input, without the batch dimension.
+    options : InversionOptions
+        Only ``bounds`` is read: preimages are clipped to the range.
+
+    Raises
+    ------
+    ValueError
+        If the layer does more than move entries within each sample.
+    """
+
+    supports_bounds = True
+
+    def __init__(self, layer: nn.Module, in_shape: Size, options: InversionOptions) -> None:
+        super().__init__(layer, in_shape, options)
+        size = prod(in_shape)
+        positions = torch.arange(2 * size, dtype=torch.float64, device=_device(layer))
+        moved = layer(positions.reshape(2, *in_shape))
+        within = moved.shape[0] == 2 and torch.equal(moved[0] + size, moved[1])
+        if not (within and torch.equal(moved[0].reshape(-1).sort().values, positions[:size])):
+            raise ValueError(
+                f"{type(layer).__name__} does not only rearrange the entries of each sample of "
+                f"shape {tuple(in_shape)}, as its registration says. Register another inverter "
+                "for it with register_inverter."
+            )
+        self.order = moved[0].reshape(-1).argsort()
+
+    def invert(self, wanted: Tensor, reference: Tensor) -> SolveResult:
+        """Put every entry back."""
+        order = self.order.to(wanted.device)
+        solution = wanted.reshape(len(wanted), -1)[:, order].reshape(reference.shape)
+        if self.options.bounds is not None:
+            solution = solution.clamp(*self.options.bounds)
+        return SolveResult(solution)
+
+
+def _linear(layer: nn.Linear, in_shape: Size) -> LinearMap:
+    return MatrixMap(layer.weight)
+
+
+def _convolution(layer: nn.Module, in_shape: Size) -> LinearMap:
+    return _function_map(_without_constants(layer), in_shape)
+
+
+def _batch_norm(layer: nn.modules.batchnorm._BatchNorm, in_shape: Size) -> LinearMap:
+    """Return weight / sqrt(running variance + eps) of each channel as a diagonal."""
+    if layer.running_var is None:
+        raise ValueError(
+            f"{type(layer).__name__} without running statistics normalises by the batch that it "
+            "sees, so it is not affine and a single sample has no preimage. "
+            "Build it with track_running_stats=True."
+        )
+    scale = (layer.running_var + layer.eps).rsqrt()
+    if layer.affine:
+        scale = scale * layer.weight
+    columns = scale.reshape(-1, *[1] * (len(in_shape) - 1))
+    return DiagonalMap(columns.expand(in_shape).contiguous())
+
+
+def _channelwise(layer: nn.Module, in_shape: Size, dims: int) -> LinearMap:
+    """Pooling and interpolation: the same map for every channel."""
+    return _function_map(layer, Size((1, *in_shape[-dims:])))
+
+
+def _selection(layer: nn.Module, in_shape: Size, dims: int) -> LinearMap:
+    """Find which input entry each output entry copies: padding and repetition."""
+    shape = Size((1, *in_shape[-dims:]))
+    positions = torch.arange(1, prod(shape) + 1, dtype=torch.float64, device=_device(layer))
+    copied = _without_constants(layer)(positions.reshape(1, *shape))[0]
+    return SelectionMap(copied.to(torch.long) - 1, shape)
+
+
+def _upsampling(layer: nn.Upsample, in_shape: Size) -> LinearMap:
+    copies = layer.mode.startswith("nearest")
+    return (_selection if copies else _channelwise)(layer, in_shape, dims=len(in_shape) - 1)
+
+
+def _function_map(layer: nn.Module, in_shape: Size) -> LinearMap:
+    device = _device(layer)
+    probe = torch.zeros(1, *in_shape, dtype=torch.float64, device=device)
+    return FunctionMap(layer, in_shape, layer(probe).shape[1:], device)
+
+
+def _without_constants(layer: nn.Module) -> nn.Module:
+    """Copy a layer with b = 0: no bias, and zeros where it pads by a constant."""
+    twin = copy.deepcopy(layer)
+    if isinstance(twin, nn.ConstantPad1d | nn.ConstantPad2d | nn.ConstantPad3d):
+        twin.value = 0.0
+    elif getattr(twin, "bias", None) is not None:
+        twin.register_parameter("bias", None)
+    return twin
+
+
+def _device(layer: nn.Module) -> torch.device:
+    """Where the layer is; one without parameters is wherever new tensors go."""
+    tensors = (*layer.parameters(), *layer.buffers())
+    return tensors[0].device if tensors else torch.get_default_device()
+
+
+def _require_affine(layer: nn.Module, linear_map: LinearMap, in_shape: Size) -> None:
+    """Compare the map with the layer at one point: a subclass may compute something else."""
+    generator = torch.Generator(linear_map.device).manual_seed(0)
+    probe = torch.randn(
+        1, *in_shape, generator=generator, dtype=torch.float64, device=linear_map.device
+    )
+    change = layer(probe) - layer(torch.zeros_like(probe))
+    linear = linear_map.apply(probe.reshape(-1, *linear_map.in_shape))
+    scale = float(layer(probe).abs().max()) + float(change.abs().max())
+    same = linear.numel() == change.numel()
+    if not same or float((linear.reshape(change.shape) - change).abs().max()) > 1e-9 * scale:
+        raise ValueError(
+            f"{type(layer).__name__} is inverted as an affine layer, but its forward does not "
+            f"compute what {_registered_type(layer).__name__} computes. Register an inverter for "
+            f"{type(layer).__name__} with register_inverter."
+        )
+
+
+def _in_each_dimension(builder: MapBuilder, *names: str) -> dict[type[nn.Module], MapBuilder]:
+    return {
+        getattr(nn, f"{name}{dims}d"): partial(builder, dims=dims)
+        for name in names
+        for dims in (1, 2, 3)
+    }
+
+
+_BUILDERS: dict[type[nn.Module], MapBuilder] = {
+    nn.Linear: _linear,
+    **dict.fromkeys((nn.Conv1d, nn.Conv2d, nn.Conv3d), _convolution),
+    **dict.fromkeys((nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d), _convolution),
+    **dict.fromkeys((nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d), _batch_norm),
+    **_in_each_dimension(_channelwise, "AvgPool", "AdaptiveAvgPool"),
+    **_in_each_dimension(
+        _selection, "ZeroPad", "ConstantPad", "ReflectionPad", "ReplicationPad", "CircularPad"
+    ),
+    nn.Upsample: _upsampling,
+}
+
+_REARRANGEMENTS: tuple[type[nn.Module], ...] = (
+    nn.Identity,
+    nn.Flatten,
+    nn.Unflatten,
+    nn.PixelShuffle,
+    nn.PixelUnshuffle,
+    nn.ChannelShuffle,
+    nn.Dropout,
+    nn.Dropout1d,
+    nn.Dropout2d,
+    nn.Dropout3d,
+    nn.AlphaDropout,
+    nn.FeatureAlphaDropout,
+)
+
+
+def _registered_type(layer: nn.Module) -> type[nn.Module]:
+    return next(ancestor for ancestor in type(layer).__mro__ if ancestor in _BUILDERS)
+
+
+INVERTERS: dict[type[nn.Module], type[Inverter]] = {
+    **dict.fromkeys(_BUILDERS, AffineInverter),
+    **dict.fromkeys(_REARRANGEMENTS, RearrangementInverter),
+}

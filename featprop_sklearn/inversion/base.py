@@ -1,0 +1,99 @@
+"""The contract of every layer inversion, and the options that it may read."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Size, Tensor, nn
+
+from featprop_sklearn.least_squares import SolveResult
+
+__all__ = ["Bounds", "ClosedForm", "InversionOptions", "Inverter", "UnsupportedLayerError"]
+
+Bounds = tuple[float, float]
+
+
+class UnsupportedLayerError(ValueError):
+    """A layer that has no inversion and of which none can be derived."""
+
+
+@dataclass(frozen=True)
+class InversionOptions:
+    """How a layer is inverted, where there is a choice.
+
+    Attributes
+    ----------
+    solver : str
+        ``"auto"`` or the name of a least-squares solver; read by affine layers.
+    damping : "auto" or float
+        λ of the damped problem; read by affine layers and composite stages.
+    bounds : tuple of (low, high) or None
+        Closed range that the preimages must stay in.
+    """
+
+    solver: str = "auto"
+    damping: str | float = "auto"
+    bounds: Bounds | None = None
+
+
+class Inverter(ABC):
+    """Nearest preimages under one frozen layer, set up once and used for many batches.
+
+    ``layer`` is a private copy in eval mode and float64, on the device of the data.
+
+    Parameters
+    ----------
+    layer : nn.Module
+        The layer, one tensor in and one tensor out, batch first.
+    in_shape : Size
+        Shape of one input, without the batch dimension.
+    options : InversionOptions
+        Solver, damping and range.
+    """
+
+    #: whether :meth:`invert` honours ``options.bounds``; where it does not, asking is an error
+    supports_bounds: ClassVar[bool] = False
+    #: whether each entry of the input has one entry of the output of its own
+    elementwise: ClassVar[bool] = False
+
+    def __init__(self, layer: nn.Module, in_shape: Size, options: InversionOptions) -> None:
+        self.layer = layer
+        self.in_shape = in_shape
+        self.options = options
+
+    @abstractmethod
+    def invert(self, wanted: Tensor, reference: Tensor) -> SolveResult:
+        """Find, per sample, the input nearest to the reference among the best ones.
+
+        Parameters
+        ----------
+        wanted : Tensor of shape (n_samples, *out_shape), float64
+            Wanted outputs of the layer, finite.
+        reference : Tensor of shape (n_samples, *in_shape), float64
+            Inputs to stay near to, finite.
+
+        Returns
+        -------
+        SolveResult
+            ``solution`` has the shape of ``reference``.
+        """
+
+
+class ClosedForm(Inverter):
+    """An inverter made of one function of ``(layer, wanted, reference)``."""
+
+    def __init__(
+        self,
+        layer: nn.Module,
+        in_shape: Size,
+        options: InversionOptions,
+        function: Callable[[nn.Module, Tensor, Tensor], Tensor],
+    ) -> None:
+        super().__init__(layer, in_shape, options)
+        self.function = function
+
+    def invert(self, wanted: Tensor, reference: Tensor) -> SolveResult:  # noqa: D102
+        return SolveResult(self.function(self.layer, wanted, reference))

@@ -1,0 +1,262 @@
+"""A layer as a scikit-learn transformer: ``transform`` runs it, ``inverse_transform`` inverts it."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from dataclasses import replace
+from typing import Any, Self
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, TransformerMixin
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.utils.validation import check_array, check_is_fitted
+from torch import Tensor, nn
+
+from featprop_sklearn.data import (
+    check_samples,
+    module_device,
+    module_dtype,
+    to_array,
+    to_tensor,
+)
+from featprop_sklearn.inversion.base import Bounds, InversionOptions
+from featprop_sklearn.inversion.prepare import prepare_inverter
+from featprop_sklearn.networks import SharedParameters
+
+__all__ = ["LayerInverter"]
+
+
+class LayerInverter(
+    SharedParameters, ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator
+):
+    """Run one frozen torch layer, and find the inputs that give wanted outputs.
+
+    ``inverse_transform`` solves, per sample, for the input nearest to a reference
+    among the inputs whose output is nearest to the wanted one::
+
+        min ‖x − x0‖²  over  argmin ‖f(x) − y‖²
+
+    Set-up (shapes, factorisation, damping) happens once, in ``fit``.
+
+    Parameters
+    ----------
+    layer : nn.Module, default=None
+        One tensor in, one tensor out, batch first; used in eval mode, never modified.
+        None is ``nn.Identity()``.
+    solver : {"auto", "direct", "lsqr", "torch"}, default="auto"
+        Least-squares solver of affine layers: cached factorisation, scipy's sparse
+        LSQR, or batched matrix-free iterations on the layer's device.
+    damping : "auto" or float, default="auto"
+        λ of ‖A d − r‖² + λ²‖d‖²; 0 is the exact nearest preimage, "auto" is 0 up to
+        condition 1e3 and grows continuously beyond.
+    bounds : tuple of (low, high), default=None
+        Closed range that the inputs must stay in.
+
+    Attributes
+    ----------
+    mean_ : ndarray of shape (*in_shape)
+        Mean of the samples seen in ``fit``: the default reference.
+    in_shape_, out_shape_ : tuple of int
+        Shapes of one sample before and after the layer.
+    n_features_in_ : int
+        Size of the first dimension of a sample.
+    result_ : SolveResult
+        Solver, status, residual, iterations, damping and advice of the last inversion
+        (after ``fit``: of a trial inversion of the first sample).
+
+    See Also
+    --------
+    make_inversion_pipeline : A whole network as a Pipeline of these.
+    register_inverter : Teach the inversion of your own layer.
+
+    References
+    ----------
+    Ding, He, Li, Li, "Hierarchical Feature-level Reverse Propagation for Post-Training
+    Neural Networks", arXiv:2506.07188.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from torch import nn
+    >>> from featprop_sklearn import LayerInverter
+    >>> X = np.array([[1.0, -2.0], [0.5, 3.0]])
+    >>> relu = LayerInverter(nn.ReLU()).fit(X)
+    >>> relu.inverse_transform([[2.0, 0.0]], reference=[[1.0, -2.0]])
+    array([[ 2., -2.]])
+    """
+
+    _shared = ("layer",)
+
+    def __init__(
+        self,
+        layer: nn.Module | None = None,
+        *,
+        solver: str = "auto",
+        damping: str | float = "auto",
+        bounds: Bounds | None = None,
+    ) -> None:
+        self.layer = layer
+        self.solver = solver
+        self.damping = damping
+        self.bounds = bounds
+
+    def fit(self, X: ArrayLike, y: object = None) -> Self:
+        """Learn the shapes, set up the inversion, keep the mean of X.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, *in_shape)
+            Inputs of the layer.
+        y : None
+            Ignored.
+
+        Returns
+        -------
+        self
+            The fitted transformer.
+        """
+        samples = check_samples(self, X, reset=True)
+        self.layer_ = copy.deepcopy(self._checked_layer()).eval().requires_grad_(False)
+        self.in_shape_ = samples.shape[1:]
+        self.mean_ = samples.mean(axis=0, dtype=np.float64)
+        first = self._run(samples[:1])
+        self.out_shape_ = tuple(first.shape[1:])
+        self._n_features_out = self.out_shape_[0] if self.out_shape_ else 1
+        options = InversionOptions(self.solver, self.damping, _checked_bounds(self.bounds))
+        self._inverter = prepare_inverter(
+            self.layer_, self.in_shape_, options, module_device(self.layer_)
+        )
+        self.inverse_transform(to_array(first).astype(samples.dtype))
+        return self
+
+    def transform(self, X: ArrayLike) -> NDArray:
+        """Run the layer.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, *in_shape)
+            Inputs of the layer.
+
+        Returns
+        -------
+        ndarray of shape (n_samples, *out_shape)
+            Outputs, in the dtype of X.
+        """
+        check_is_fitted(self)
+        samples = check_samples(self, X, reset=False)
+        self._check_shape(samples, self.in_shape_, "X", "inputs")
+        return to_array(self._run(samples), samples.dtype)
+
+    def inverse_transform(self, Y: ArrayLike, reference: ArrayLike | None = None) -> NDArray:
+        """Find the nearest preimages of wanted outputs.
+
+        Parameters
+        ----------
+        Y : array-like of shape (n_samples, *out_shape)
+            Wanted outputs of the layer.
+        reference : array-like of shape (n_samples, *in_shape), default=None
+            The inputs to stay near to; the fitted mean for every row if None.
+
+        Returns
+        -------
+        ndarray of shape (n_samples, *in_shape)
+            Inputs, in the dtype of Y. Rows (for elementwise layers: entries) whose
+            wanted output is what the reference gives already return the reference.
+
+        Warns
+        -----
+        ConvergenceWarning
+            If the solver did not converge for every row.
+        """
+        check_is_fitted(self)
+        wanted = check_array(
+            Y, allow_nd=True, ensure_2d=False, dtype=(np.float64, np.float32), input_name="Y"
+        )
+        self._check_shape(wanted, self.out_shape_, "Y", "outputs")
+        references = self._references(reference, len(wanted))
+        y, x0 = self._double(wanted), self._double(references)
+        with torch.no_grad():
+            result = self._inverter.invert(y, x0)
+            solution = torch.where(self._met_already(y, references), x0, result.solution)
+            self.result_ = replace(result, solution=solution)
+        if not result.converged:
+            warnings.warn(
+                f"{type(self.layer_).__name__}: the inversion did not converge for every sample "
+                f"(solver {result.solver}, residual {result.residual:.1e} after "
+                f"{result.iterations} iterations). {result.advice}",
+                ConvergenceWarning,
+                stacklevel=2,
+            )
+        return to_array(solution, wanted.dtype)
+
+    def _checked_layer(self) -> nn.Module:
+        if self.layer is None:
+            return nn.Identity()
+        if not isinstance(self.layer, nn.Module):
+            raise TypeError(
+                "layer must be a torch.nn.Module instance or None; got "
+                f"{self.layer!r}. For a whole network use make_inversion_pipeline."
+            )
+        return self.layer
+
+    def _run(self, samples: NDArray) -> Tensor:
+        """Run the layer in its own dtype; a layer without parameters takes the samples' dtype."""
+        return self.layer_(self._native(samples))
+
+    def _native(self, samples: NDArray) -> Tensor:
+        has_dtype = any(t.is_floating_point() for t in self.layer_.state_dict().values())
+        single = torch.float32 if samples.dtype == np.float32 else torch.float64
+        own = module_dtype(self.layer_) if has_dtype else single
+        return to_tensor(samples, own, module_device(self.layer_))
+
+    def _double(self, samples: NDArray) -> Tensor:
+        return to_tensor(samples, torch.float64, module_device(self.layer_))
+
+    def _met_already(self, y: Tensor, references: NDArray) -> Tensor:
+        """Where the layer, in its own precision, gives the wanted output from the reference."""
+        met = self._run(references).to(y.dtype) == y
+        if self._inverter.elementwise:
+            return met
+        rows = met.reshape(len(y), -1).all(dim=1)
+        return rows.reshape(-1, *(1,) * len(self.in_shape_))
+
+    def _references(self, reference: ArrayLike | None, n_samples: int) -> NDArray:
+        if reference is None:
+            return np.broadcast_to(self.mean_, (n_samples, *self.in_shape_))
+        checked = check_array(
+            reference, allow_nd=True, ensure_2d=False, dtype=(np.float64, np.float32)
+        )
+        self._check_shape(checked, self.in_shape_, "reference", "inputs")
+        if len(checked) != n_samples:
+            raise ValueError(
+                f"reference must hold one input per row of Y: Y has {n_samples} rows, "
+                f"reference has {len(checked)}."
+            )
+        return checked
+
+    def _check_shape(self, array: NDArray, shape: tuple[int, ...], name: str, what: str) -> None:
+        if array.shape[1:] != tuple(shape):
+            raise ValueError(
+                f"{name} must hold {what} of the layer, shape (n_samples, "
+                f"{', '.join(map(str, shape))}); got shape {array.shape}."
+            )
+
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.transformer_tags.preserves_dtype = ["float64", "float32"]
+        return tags
+
+
+def _checked_bounds(bounds: Bounds | None) -> Bounds | None:
+    if bounds is None:
+        return None
+    try:
+        low, high = (float(end) for end in bounds)
+    except (TypeError, ValueError):
+        low, high = 1.0, 0.0
+    if not low <= high:
+        raise ValueError(f"bounds must be (low, high) with low <= high, or None; got {bounds!r}.")
+    return low, high

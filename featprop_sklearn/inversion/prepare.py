@@ -1,0 +1,56 @@
+"""From a user's layer to a prepared inverter: a private copy, checks, dispatch."""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from torch import Size, nn
+
+from featprop_sklearn.inversion.base import InversionOptions, Inverter
+from featprop_sklearn.inversion.composite import GaussNewton
+from featprop_sklearn.inversion.registry import find_inverter
+
+__all__ = ["prepare_inverter"]
+
+
+def prepare_inverter(
+    layer: nn.Module,
+    in_shape: Size | tuple[int, ...],
+    options: InversionOptions | None = None,
+    device: torch.device | str = "cpu",
+) -> Inverter:
+    """Set up the inversion of one layer; the layer itself is copied, never touched.
+
+    Parameters
+    ----------
+    layer : nn.Module
+        One tensor in, one tensor out, batch first.
+    in_shape : tuple of int
+        Shape of one input, without the batch dimension.
+    options : InversionOptions, optional
+        Solver, damping and range.
+    device : torch.device or str
+        Where the inversion runs.
+
+    Returns
+    -------
+    Inverter
+        The registered one, or damped Gauss-Newton for an unknown layer.
+
+    Raises
+    ------
+    ValueError
+        If a range is asked for and the layer's inverter has none.
+    """
+    options = options or InversionOptions()
+    twin = copy.deepcopy(layer).eval().to(device=device, dtype=torch.float64).requires_grad_(False)
+    factory = find_inverter(type(layer)) or GaussNewton
+    inverter = factory(twin, Size(in_shape), options)
+    if options.bounds is not None and not inverter.supports_bounds:
+        raise ValueError(
+            f"bounds={options.bounds} is not available for {type(layer).__name__}: a range on the "
+            "input is kept by affine layers, elementwise activations and max pooling. "
+            "Use bounds=None."
+        )
+    return inverter

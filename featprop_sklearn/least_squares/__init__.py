@@ -1,0 +1,46 @@
+"""Linear maps and the solvers of damped least-squares problems over them."""
+
+from featprop_sklearn.least_squares.damping import resolve_damping
+from featprop_sklearn.least_squares.direct import DirectSolver
+from featprop_sklearn.least_squares.krylov import KrylovSolver
+from featprop_sklearn.least_squares.linear_map import LinearMap
+from featprop_sklearn.least_squares.lsqr import LsqrSolver
+from featprop_sklearn.least_squares.maps import (
+    BatchMap,
+    DiagonalMap,
+    FunctionMap,
+    MatrixMap,
+    SelectionMap,
+)
+from featprop_sklearn.least_squares.result import SolveResult
+from featprop_sklearn.least_squares.solver import (
+    SOLVERS,
+    PreparedSolver,
+    Solver,
+    choose_solver,
+    get_solver,
+    register_solver,
+)
+
+for _solver in (DirectSolver, LsqrSolver, KrylovSolver):
+    register_solver(_solver.name, _solver)
+
+__all__ = [
+    "SOLVERS",
+    "BatchMap",
+    "DiagonalMap",
+    "DirectSolver",
+    "FunctionMap",
+    "KrylovSolver",
+    "LinearMap",
+    "LsqrSolver",
+    "MatrixMap",
+    "PreparedSolver",
+    "SelectionMap",
+    "SolveResult",
+    "Solver",
+    "choose_solver",
+    "get_solver",
+    "register_solver",
+    "resolve_damping",
+]

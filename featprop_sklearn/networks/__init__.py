@@ -1,0 +1,33 @@
+"""The user's network, read as a chain of stages."""
+
+from featprop_sklearn.networks.chain import Chain, Stage, build_chain, open_sequential, private_copy
+from featprop_sklearn.networks.conversion import Network, as_network
+from featprop_sklearn.networks.default import Rescale, default_network, weighted_moments
+from featprop_sklearn.networks.functional import Exp, Permute, Reshape
+from featprop_sklearn.networks.layers import is_layer, treat_as_layer
+from featprop_sklearn.networks.ranges import output_ranges
+from featprop_sklearn.networks.sharing import SharedParameters
+from featprop_sklearn.networks.splits import chain_splits, network_splits, resolve_splits
+
+__all__ = [
+    "Chain",
+    "Exp",
+    "Network",
+    "Permute",
+    "Rescale",
+    "Reshape",
+    "SharedParameters",
+    "Stage",
+    "as_network",
+    "build_chain",
+    "chain_splits",
+    "default_network",
+    "is_layer",
+    "network_splits",
+    "open_sequential",
+    "private_copy",
+    "output_ranges",
+    "resolve_splits",
+    "treat_as_layer",
+    "weighted_moments",
+]

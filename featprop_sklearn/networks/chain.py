@@ -1,0 +1,224 @@
+"""A network as an ordered chain of stages, verified against the network itself."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Size, Tensor, nn
+
+from featprop_sklearn.networks.layers import is_layer
+from featprop_sklearn.networks.tracing import trace_segments
+
+__all__ = ["Chain", "Stage", "build_chain", "private_copy"]
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One step of the network: one tensor in, one tensor out, batch first."""
+
+    name: str
+    module: nn.Module
+    in_shape: Size
+    out_shape: Size
+
+
+class Chain(Sequence[Stage]):
+    """The ordered stages; run one after the other they give the network's output.
+
+    The stages share the parameters of the module that the chain was built from.
+
+    Parameters
+    ----------
+    stages : list of Stage
+        In forward order, names unique.
+    """
+
+    def __init__(self, stages: Sequence[Stage]) -> None:
+        self._stages = tuple(stages)
+
+    def __len__(self) -> int:
+        return len(self._stages)
+
+    def __getitem__(self, index):  # type: ignore[no-untyped-def]
+        """Return a stage, or the part of the chain that a slice names."""
+        return Chain(self._stages[index]) if isinstance(index, slice) else self._stages[index]
+
+    @property
+    def names(self) -> list[str]:
+        """Names of the stages, in forward order."""
+        return [stage.name for stage in self._stages]
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Return the chain's output."""
+        for stage in self._stages:
+            x = stage.module(x)
+        return x
+
+    def features(self, x: Tensor) -> Iterator[Tensor]:
+        """Yield the feature at the output of each stage in turn."""
+        for stage in self._stages:
+            x = stage.module(x)
+            yield x
+
+    def parameters(self) -> list[nn.Parameter]:
+        """Return the parameters of all stages, each once."""
+        return list(dict.fromkeys(p for stage in self._stages for p in stage.module.parameters()))
+
+
+def private_copy(module: nn.Module) -> nn.Module:
+    """Copy a user's network to work on: eval mode, and no layer overwrites its input.
+
+    Raises
+    ------
+    ValueError
+        If the network cannot be copied.
+    """
+    try:
+        twin = copy.deepcopy(module).eval()
+    except Exception as error:
+        raise ValueError(
+            f"module ({type(module).__name__}) cannot be copied with copy.deepcopy: {error}. "
+            "The estimators never change the network that they are given, so they need a copy: "
+            "remove what cannot be copied (open files, tensors with a history, exported programs)."
+        ) from error
+    for layer in twin.modules():
+        if getattr(layer, "inplace", False) is True:
+            layer.inplace = False  # features are kept, so no layer may overwrite them
+    return twin
+
+
+def build_chain(module: nn.Module, x: Tensor) -> Chain:
+    """Read a network as a chain of stages; the chain gives the network's output on ``x``.
+
+    ``nn.Sequential`` is opened, other modules are traced (``torch.fx``) and cut at
+    their single-tensor points; what cannot be opened, or does not reproduce the
+    module's output when opened, stays one composite stage.
+
+    Parameters
+    ----------
+    module : nn.Module
+        In eval mode, already private (see :func:`private_copy`).
+    x : Tensor of shape (n_samples, ...)
+        Example data, a few rows.
+
+    Returns
+    -------
+    Chain
+        At least one stage.
+
+    Raises
+    ------
+    ValueError
+        If the network refuses the data or does not return one tensor of one row a sample.
+    """
+    if len(x) == 1:  # a second row tells a batch dimension from the others
+        x = torch.cat([x, x])
+    with torch.no_grad():
+        _run_checked(module, x)
+        stages = _open(module, "", x)
+    return Chain(_with_unique_names(stages))
+
+
+def _run_checked(module: nn.Module, x: Tensor) -> None:
+    shape = tuple(x.shape)
+    try:
+        output = module(x)
+    except Exception as error:
+        raise ValueError(
+            f"The network ({type(module).__name__}) refused X of shape (n_samples, "
+            f"{', '.join(map(str, shape[1:]))}) and dtype {x.dtype}: {error}. Pass X in the shape "
+            "that the network takes, or 2-D with input_shape=(...) naming the shape of one sample."
+        ) from error
+    if not isinstance(output, Tensor):
+        raise ValueError(
+            f"The network ({type(module).__name__}) must return one tensor; it returned "
+            f"{type(output).__name__}. Wrap it in a module that returns the logits alone."
+        )
+    if output.ndim == 0 or output.shape[0] != shape[0]:
+        raise ValueError(
+            f"The network ({type(module).__name__}) must return one row per sample; "
+            f"for {shape[0]} samples it returned shape {tuple(output.shape)}."
+        )
+
+
+def _open(module: nn.Module, path: str, x: Tensor) -> list[Stage]:
+    """Stages of one module on its own input ``x``; one stage if it stays closed."""
+    output = module(x.clone())
+    closed = [Stage(path or "network", module, x.shape[1:], output.shape[1:])]
+    if is_layer(module):
+        return closed
+    parts = _parts(module, x)
+    if parts is None:
+        return closed
+    stages: list[Stage] = []
+    value = x
+    for name, part, openable in parts:
+        full = f"{path}.{name}" if path else name
+        if openable:
+            new = _open(part, full, value)
+        else:
+            new = [Stage(full, part, value.shape[1:], part(value.clone()).shape[1:])]
+        stages += new
+        for stage in new:
+            value = stage.module(value)
+    return stages if _agrees(stages, module, x, output) else closed
+
+
+def _parts(module: nn.Module, x: Tensor) -> list[tuple[str, nn.Module, bool]] | None:
+    """Name, module, whether to open it further; None if the module cannot be opened."""
+    if type(module).forward is nn.Sequential.forward:
+        return [(name, child, True) for name, child in module._modules.items() if child] or None
+    segments = trace_segments(module, x)
+    if segments is None or (len(segments) == 1 and segments[0].child is None):
+        return None
+    return [(s.name, s.module, s.child is not None) for s in segments]
+
+
+def _agrees(stages: list[Stage], module: nn.Module, x: Tensor, output: Tensor) -> bool:
+    """Same output as the module, also for another batch size (a trace may have fixed it)."""
+    chain = Chain(stages)
+    exact = dict(rtol=1e-5, atol=1e-6) if x.dtype != torch.float64 else dict(rtol=1e-12, atol=1e-12)
+    try:
+        same = torch.allclose(chain(x.clone()), output, **exact)
+        return same and torch.allclose(chain(x[:1].clone()), module(x[:1].clone()), **exact)
+    except Exception:  # a wrong trace may fail in any way
+        return False
+
+
+def _with_unique_names(stages: list[Stage]) -> list[Stage]:
+    """A layer used twice is two stages: ``act`` and ``act_2``."""
+    counts: dict[str, int] = {}
+    named = []
+    for stage in stages:
+        counts[stage.name] = counts.get(stage.name, 0) + 1
+        again = counts[stage.name]
+        name = stage.name if again == 1 else f"{stage.name}_{again}"
+        named.append(Stage(name, stage.module, stage.in_shape, stage.out_shape))
+    return named
+
+
+def open_sequential(module: nn.Module, path: str = "") -> list[tuple[str, nn.Module]]:
+    """List names and layers of nested ``nn.Sequential``, for which no data is needed.
+
+    Raises
+    ------
+    ValueError
+        If a module on the way is neither a layer nor an ``nn.Sequential``.
+    """
+    if type(module).forward is nn.Sequential.forward:
+        children = [(n, child) for n, child in module._modules.items() if child is not None]
+        return [
+            item
+            for name, child in children
+            for item in open_sequential(child, f"{path}.{name}" if path else name)
+        ]
+    if not is_layer(module):
+        raise ValueError(
+            f"{path or 'module'} ({type(module).__name__}) is neither a torch layer nor an "
+            "nn.Sequential: its forward can be read only while it runs. "
+            "Pass a few rows of data as X=, or register its inversion with register_inverter."
+        )
+    return [(path or "network", module)]

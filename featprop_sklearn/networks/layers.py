@@ -1,0 +1,22 @@
+"""Which modules are single layers, never opened when a network is read as a chain."""
+
+from __future__ import annotations
+
+from torch import nn
+
+__all__ = ["is_layer", "treat_as_layer"]
+
+_TREATED_AS_LAYERS: set[type[nn.Module]] = set()
+
+
+def treat_as_layer(layer_type: type[nn.Module]) -> None:
+    """Keep modules of this type (and its subclasses) whole in every chain."""
+    _TREATED_AS_LAYERS.add(layer_type)
+
+
+def is_layer(module: nn.Module) -> bool:
+    """Return whether the module is one layer: torch's own, or one declared so."""
+    if isinstance(module, nn.Sequential):
+        return False
+    own = type(module).__module__.startswith("torch.nn")
+    return own or isinstance(module, tuple(_TREATED_AS_LAYERS))

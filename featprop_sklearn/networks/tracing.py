@@ -1,0 +1,155 @@
+"""One ``forward`` as a list of segments between its single-tensor points (torch.fx)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor, fx, nn
+
+from featprop_sklearn.networks.functional import Reshape, layer_of_call
+
+__all__ = ["Segment", "trace_segments"]
+
+
+@dataclass(frozen=True)
+class Segment:
+    """What one traced ``forward`` computes between two single-tensor points.
+
+    ``child`` is the path of the submodule when the segment is just one call of it;
+    otherwise ``module`` computes the segment.
+    """
+
+    name: str
+    module: nn.Module
+    child: str | None = None
+
+
+class _OneLevel(fx.Tracer):
+    """Trace one ``forward``; submodules stay calls, to be opened one by one later."""
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return True
+
+
+class _Values(fx.Interpreter):
+    """Run a graph and keep the value of every node."""
+
+    def __init__(self, module: fx.GraphModule) -> None:
+        super().__init__(module, garbage_collect_values=False)
+        self.values: dict[fx.Node, object] = {}
+
+    def run_node(self, n: fx.Node) -> object:
+        value = super().run_node(n)
+        self.values[n] = value.clone() if isinstance(value, Tensor) else value
+        return value
+
+
+def trace_segments(module: nn.Module, x: Tensor) -> list[Segment] | None:
+    """Cut a module's ``forward`` at its single-tensor points.
+
+    Parameters
+    ----------
+    module : nn.Module
+        In eval mode; one tensor in, one tensor out.
+    x : Tensor
+        Example input, at least two rows.
+
+    Returns
+    -------
+    list of Segment or None
+        None where ``torch.fx`` cannot follow the forward.
+    """
+    try:
+        graph = _OneLevel().trace(module)
+        traced = fx.GraphModule(module, graph)
+        _free_reshapes_from_batch_size(traced)
+        values = _Values(traced)
+        values.run(x)
+    except Exception:  # torch.fx raises nearly anything on a forward that it cannot follow
+        return None
+    if sum(node.op == "placeholder" for node in traced.graph.nodes) != 1:
+        return None
+    return _segments(traced, values.values, x.shape[0])
+
+
+def _free_reshapes_from_batch_size(traced: fx.GraphModule) -> None:
+    """Turn ``y.view(x.size(0), ...)`` into a layer, so that no batch size crosses the graph."""
+    graph = traced.graph
+    for node in list(graph.nodes):
+        if node.op != "call_method" or node.target not in ("view", "reshape"):
+            continue
+        sizes = node.args[1] if isinstance(node.args[1], (tuple, list)) else node.args[1:]
+        first, tail = sizes[0], tuple(sizes[1:])
+        if not tail or not all(isinstance(size, int) for size in tail):
+            continue
+        if isinstance(first, fx.Node) or first == -1:
+            name = f"reshape_{node.name}"
+            traced.add_submodule(name, nn.Flatten() if tail == (-1,) else Reshape(tail))
+            with graph.inserting_before(node):
+                layer = graph.call_module(name, (node.args[0],))
+            layer.meta["written_as"] = node.name
+            node.replace_all_uses_with(layer)
+            graph.erase_node(node)
+    graph.eliminate_dead_code()
+    traced.recompile()
+
+
+def _segments(
+    traced: fx.GraphModule, values: dict[fx.Node, object], batch: int
+) -> list[Segment] | None:
+    steps = [n for n in traced.graph.nodes if n.op not in ("placeholder", "get_attr", "output")]
+    (start,) = (n for n in traced.graph.nodes if n.op == "placeholder")
+    (end,) = next(n for n in traced.graph.nodes if n.op == "output").all_input_nodes or (None,)
+    if end is None or end is start:
+        return None
+    last_use = {
+        source: position for position, step in enumerate(steps) for source in step.all_input_nodes
+    }
+    segments: list[Segment] = []
+    since: list[fx.Node] = []
+    previous = start
+    needed_until = last_use[start]  # how far anything computed before this node is still read
+    for position, node in enumerate(steps):
+        since.append(node)
+        value = values[node]
+        is_point = isinstance(value, Tensor) and value.ndim >= 1 and value.shape[0] == batch
+        alone = needed_until <= position
+        needed_until = max(needed_until, last_use.get(node, 0))
+        if (node is end) or (is_point and alone):
+            segments.append(_segment(traced, values, previous, since))
+            previous, since = node, []
+        if node is end:
+            break
+    return segments
+
+
+def _segment(
+    traced: fx.GraphModule, values: dict[fx.Node, object], source: fx.Node, nodes: list[fx.Node]
+) -> Segment:
+    last = nodes[-1]
+    if len(nodes) == 1 and last.all_input_nodes == [source]:
+        if last.op == "call_module" and last.args == (source,) and not last.kwargs:
+            path = str(last.target)
+            name = last.meta.get("written_as")
+            child = traced.get_submodule(path)
+            return Segment(name, child) if name else Segment(path, child, child=path)
+        value, result = values[source], values[last]
+        if last.op in ("call_function", "call_method") and last.args[0] is source:
+            layer = layer_of_call(last, value, result)  # type: ignore[arg-type]
+            if layer is not None:
+                return Segment(last.name, layer)
+    return Segment(last.name, _composite(traced, source, nodes))
+
+
+def _composite(traced: fx.GraphModule, source: fx.Node, nodes: list[fx.Node]) -> fx.GraphModule:
+    """Several nodes as one module that shares the network's own parameters."""
+    graph = fx.Graph()
+    copies: dict[fx.Node, fx.Node] = {source: graph.placeholder("x")}
+    for node in nodes:
+        for needed in node.all_input_nodes:
+            if needed.op == "get_attr" and needed not in copies:
+                copies[needed] = graph.node_copy(needed, copies.__getitem__)
+        copies[node] = graph.node_copy(node, copies.__getitem__)
+    graph.output(copies[nodes[-1]])
+    return fx.GraphModule(traced, graph, class_name="Composite").eval()
+

@@ -1,0 +1,15 @@
+"""Training the stages before a split on its targets."""
+
+from featprop_sklearn.training.component import Component, Labelled, TrainingResult
+from featprop_sklearn.training.gradient import GradientTrainer
+from featprop_sklearn.training.post_train import post_train
+from featprop_sklearn.training.pretraining import pretrain_default_network
+
+__all__ = [
+    "Component",
+    "GradientTrainer",
+    "Labelled",
+    "TrainingResult",
+    "post_train",
+    "pretrain_default_network",
+]

@@ -1,0 +1,233 @@
+"""Training by gradients on feature targets, the published way: skorch runs the loop."""
+
+from __future__ import annotations
+
+import math
+from numbers import Integral, Real
+from typing import Any
+
+import torch
+from sklearn.base import BaseEstimator
+from skorch import NeuralNet
+from skorch.callbacks import Callback, EarlyStopping, PassthroughScoring
+from skorch.helper import predefined_split
+
+from featprop_sklearn.training.component import (
+    Component,
+    Labelled,
+    SplitNetwork,
+    TrainingResult,
+)
+from featprop_sklearn.training.losses import TargetLoss, task_losses
+from featprop_sklearn.training.row_batches import RowBatches, RowDataset
+
+__all__ = ["GradientTrainer"]
+
+
+class GradientTrainer(BaseEstimator):
+    """Train the stages up to a split on labels and feature targets together.
+
+    AdamW minimises ``CE(net(x), y) + w·mean((feature − target)²)`` over the weights up
+    to the split, with ``w = alpha·EMA(CE)/EMA(MSE)``. Where there is held-out data, the
+    epoch with the least held-out task loss is kept, the start included.
+
+    Parameters
+    ----------
+    alpha : float, default=0.1
+        Share of the feature term, >= 0; 0 is plain fine-tuning of the same weights.
+    max_epochs : int, default=10
+        Passes over the data.
+    lr : float, default=5e-5
+        Learning rate of AdamW.
+    weight_decay : float, default=5e-2
+        Weight decay of AdamW.
+    feature_only : bool, default=False
+        Train on the feature targets alone, fully decoupled from what is downstream;
+        ``alpha`` is then not used.
+    ema_decay : float, default=0.9
+        Factor of the moving averages in w, in [0, 1).
+
+    References
+    ----------
+    Ding, He, Li, Li, "Hierarchical Feature-level Reverse Propagation for Post-Training
+    Neural Networks", arXiv:2506.07188.
+
+    Examples
+    --------
+    >>> from featprop_sklearn import FeatureBackpropClassifier, GradientTrainer
+    >>> estimator = FeatureBackpropClassifier(trainer=GradientTrainer(alpha=0.02, lr=1e-3))
+    >>> estimator.set_params(trainer__max_epochs=20).trainer.max_epochs
+    20
+    """
+
+    def __init__(
+        self,
+        *,
+        alpha: float = 0.1,
+        max_epochs: int = 10,
+        lr: float = 5e-5,
+        weight_decay: float = 5e-2,
+        feature_only: bool = False,
+        ema_decay: float = 0.9,
+    ) -> None:
+        self.alpha = alpha
+        self.max_epochs = max_epochs
+        self.lr = lr
+        self.weight_decay = weight_decay
+        self.feature_only = feature_only
+        self.ema_decay = ema_decay
+
+    def check(self) -> None:
+        """Refuse parameters outside their range.
+
+        Raises
+        ------
+        ValueError
+            Naming the parameter, what is allowed and what came.
+        """
+        _check_number("alpha", self.alpha, low=0.0)
+        _check_number("lr", self.lr, low=0.0)
+        _check_number("weight_decay", self.weight_decay, low=0.0)
+        _check_number("ema_decay", self.ema_decay, low=0.0, below=1.0)
+        if not isinstance(self.max_epochs, Integral) or self.max_epochs < 0:
+            raise ValueError(f"max_epochs must be an integer >= 0; got {self.max_epochs!r}.")
+
+    def train(
+        self, component: Component, *, batch_size: int, seed: int, verbose: int = 0
+    ) -> TrainingResult:
+        """Train a private copy of a component.
+
+        Parameters
+        ----------
+        component : Component
+            What to train, on what; left as it is.
+        batch_size : int
+            Rows a step.
+        seed : int
+            Of shuffling and dropout; torch's global generator is left as it was.
+        verbose : int
+            1 prints a line per epoch.
+
+        Returns
+        -------
+        TrainingResult
+            The trained state and the history. Ctrl-C ends the training, not the program:
+            the state is then that of the best or last epoch.
+        """
+        self.check()
+        own = component.private()
+        network = SplitNetwork(own.stages, own.after)
+        loss = TargetLoss(
+            own.output_targets,
+            alpha=float(self.alpha),
+            feature_only=self.feature_only,
+            decay=float(self.ema_decay),
+        )
+        devices = [own.data.inputs.device] if own.data.inputs.is_cuda else []
+        with torch.random.fork_rng(devices=devices):
+            torch.manual_seed(seed)
+            net = self._net(network, loss, own, batch_size, verbose)
+            if self.max_epochs == 0:
+                return TrainingResult(network.states(), [])
+            return self._fit(net, network, own, batch_size)
+
+    def _net(
+        self,
+        network: SplitNetwork,
+        loss: TargetLoss,
+        own: Component,
+        batch_size: int,
+        verbose: int,
+    ) -> NeuralNet:
+        validation = own.validation
+        terms = ("task_loss", "feature_loss", "feature_weight")
+        recorded = terms[:1] if own.targets is None else terms
+        scores = [PassthroughScoring(name, on_train=True) for name in recorded]
+        callbacks: list[Any] = [("terms", _RecordTerms())]
+        callbacks += [(score.name, score) for score in scores]
+        split = None
+        if validation is not None:
+            split = predefined_split(RowDataset(validation.inputs, _truth(validation)))
+            best = EarlyStopping(
+                monitor="valid_loss",
+                patience=self.max_epochs + 1,
+                threshold=0,
+                load_best=True,
+                sink=_silent,
+            )
+            callbacks.append(("best_epoch", best))
+        return NeuralNet(
+            network,
+            criterion=loss,
+            optimizer=torch.optim.AdamW,
+            optimizer__weight_decay=float(self.weight_decay),
+            lr=float(self.lr),
+            max_epochs=int(self.max_epochs),
+            batch_size=batch_size,
+            iterator_train=RowBatches,
+            iterator_train__generator=torch.Generator().manual_seed(torch.initial_seed()),
+            iterator_valid=RowBatches,
+            train_split=split,
+            callbacks=callbacks,
+            device=None,
+            verbose=verbose,
+        )
+
+    def _fit(
+        self, net: NeuralNet, network: SplitNetwork, own: Component, batch_size: int
+    ) -> TrainingResult:
+        start, history = network.states(), []
+        if own.validation is not None:
+            start_loss = _task_loss(network, own, own.validation, batch_size)
+            history.append({"split": own.split, "epoch": 0, "valid_loss": start_loss})
+        targets = {} if own.targets is None else {"target": own.targets}
+        net.fit(RowDataset(own.data.inputs, {**_truth(own.data), **targets}))
+        finished = [row for row in net.history if "dur" in row]
+        history += [_history_entry(own.split, row) for row in finished]
+        if own.validation is not None:
+            losses = [row["valid_loss"] for row in finished]
+            if not losses or not min(losses) < start_loss:
+                network.restore(start)
+        network.eval()
+        return TrainingResult(network.states(), history, len(finished) < self.max_epochs)
+
+
+class _RecordTerms(Callback):
+    """Copy the terms of each batch's loss into skorch's history."""
+
+    def on_batch_end(self, net: NeuralNet, batch: Any = None, training: bool = False, **_: Any) -> None:
+        if training:
+            for name, value in net.criterion_.terms.items():
+                net.history.record_batch(name, value)
+
+
+def _truth(data: Labelled) -> dict[str, torch.Tensor]:
+    return {"y": data.y, "weight": data.weights}
+
+
+@torch.no_grad()
+def _task_loss(network: SplitNetwork, own: Component, data: Labelled, batch_size: int) -> float:
+    network.eval()
+    total = 0.0
+    for inputs, truth in RowBatches(RowDataset(data.inputs, _truth(data)), batch_size):
+        losses = task_losses(network(inputs)[0], truth["y"], own.output_targets)
+        # skorch averages batch means weighted by rows; the same here, to compare like with like
+        total += len(inputs) * float(torch.dot(losses, truth["weight"]) / truth["weight"].sum())
+    return total / len(data)
+
+
+def _history_entry(split: str, row: dict[str, Any]) -> dict[str, Any]:
+    names = ("train_loss", "task_loss", "feature_loss", "feature_weight", "valid_loss")
+    values = {name: float(row[name]) for name in names if name in row}
+    return {"split": split, "epoch": int(row["epoch"]), **values, "seconds": float(row["dur"])}
+
+
+def _check_number(name: str, value: object, *, low: float, below: float = math.inf) -> None:
+    if not isinstance(value, Real) or isinstance(value, bool) or not low <= value < below:
+        allowed = f"a number >= {low:g}" + (f" and < {below:g}" if below < math.inf else "")
+        raise ValueError(f"{name} must be {allowed}; got {value!r}.")
+
+
+def _silent(*_: object) -> None:
+    """Take skorch's messages and drop them."""
+

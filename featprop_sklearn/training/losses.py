@@ -1,0 +1,121 @@
+"""What gradient training minimises: the task's loss and the distance to the feature targets."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from featprop_sklearn.output_targets import OutputTargets
+
+__all__ = ["TargetLoss", "task_losses"]
+
+WEIGHT_RANGE = (1e-5, 10.0)
+
+
+def task_losses(output: Tensor, y: Tensor, output_targets: OutputTargets) -> Tensor:
+    """Return the loss of each sample: cross-entropy, or the mean squared error of a regression.
+
+    Parameters
+    ----------
+    output : Tensor of shape (n_samples, n_outputs) or (n_samples,)
+        Network output.
+    y : Tensor of n_samples rows
+        Encoded labels or values.
+    output_targets : OutputTargets
+        Task and head.
+
+    Returns
+    -------
+    Tensor of shape (n_samples,)
+        In natural-log units for classification (mean over the labels of multi-label y).
+    """
+    rows = output.reshape(len(output), -1)
+    if output_targets.task == "regression":
+        return (rows - y.reshape(rows.shape)).square().mean(dim=1)
+    logits = output_targets.head.to_logits(rows)
+    if output_targets.task == "multiclass":
+        return F.cross_entropy(logits, y, reduction="none")
+    wanted = y.reshape(rows.shape).to(logits.dtype)
+    return F.binary_cross_entropy_with_logits(logits, wanted, reduction="none").mean(dim=1)
+
+
+class TargetLoss(nn.Module):
+    """The published loss: L = CE(net(x), y) + w·mean((feature − target)²).
+
+    w = α·EMA(CE)/EMA(MSE), clamped to [1e-5, 10], keeps the feature term near the
+    share α of the task term. Means over samples are weighted, Σwl/Σw. In eval mode the
+    loss is the task term alone.
+
+    Parameters
+    ----------
+    output_targets : OutputTargets
+        Task and head.
+    alpha : float
+        Share of the feature term; 0 is plain fine-tuning.
+    feature_only : bool
+        Drop the task term and train on the targets alone.
+    decay : float
+        Factor of the exponential moving averages (EMA).
+
+    References
+    ----------
+    Ding, He, Li, Li, arXiv:2506.07188.
+    """
+
+    def __init__(
+        self, output_targets: OutputTargets, *, alpha: float, feature_only: bool, decay: float
+    ) -> None:
+        super().__init__()
+        self.output_targets = output_targets
+        self.alpha = alpha
+        self.feature_only = feature_only
+        self.decay = decay
+        self.averages: tuple[float, float] | None = None
+        #: terms of the last batch, for the history
+        self.terms: dict[str, float] = {}
+
+    def forward(self, prediction: tuple[Tensor, Tensor], truth: Mapping[str, Tensor]) -> Tensor:
+        """Return the loss of a batch; without targets it is the task term."""
+        output, feature = prediction
+        weights = truth["weight"]
+        task = _weighted_mean(task_losses(output, truth["y"], self.output_targets), weights)
+        if not self.training:
+            return task
+        if "target" not in truth:
+            self.terms = {"task_loss": task.item()}
+            return task
+        squared = (feature - truth["target"]).square().reshape(len(feature), -1).mean(dim=1)
+        distance = _weighted_mean(squared, weights)
+        factor = self._factor(task.item(), distance.item())
+        self.terms = {
+            "task_loss": task.item(),
+            "feature_loss": distance.item(),
+            "feature_weight": factor,
+        }
+        if self.feature_only:
+            return distance
+        return task if factor == 0 else task + factor * distance
+
+    def _factor(self, task: float, distance: float) -> float:
+        if self.feature_only:
+            return 1.0
+        if self.alpha == 0:
+            return 0.0
+        if self.averages is None:
+            self.averages = (task, distance)
+        else:
+            old = self.averages
+            self.averages = (
+                self.decay * old[0] + (1 - self.decay) * task,
+                self.decay * old[1] + (1 - self.decay) * distance,
+            )
+        low, high = WEIGHT_RANGE
+        mean_task, mean_distance = self.averages
+        return min(max(self.alpha * mean_task / max(mean_distance, 1e-300), low), high)
+
+
+def _weighted_mean(values: Tensor, weights: Tensor) -> Tensor:
+    return torch.dot(weights, values) / weights.sum()

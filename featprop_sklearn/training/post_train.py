@@ -1,0 +1,104 @@
+"""Training every component of a network towards its targets, independently of the others."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from joblib import Parallel, delayed
+from torch import Tensor
+
+from featprop_sklearn.data import batches
+from featprop_sklearn.networks import Chain
+from featprop_sklearn.output_targets import OutputTargets
+from featprop_sklearn.training.component import Component, Labelled, TrainingResult
+from featprop_sklearn.training.gradient import GradientTrainer
+
+__all__ = ["post_train"]
+
+
+def post_train(
+    chain: Chain,
+    splits: Sequence[str],
+    data: Labelled,
+    targets: Mapping[str, Tensor],
+    output_targets: OutputTargets,
+    trainer: GradientTrainer,
+    *,
+    validation: Labelled | None,
+    batch_size: int,
+    seeds: Sequence[int],
+    n_jobs: int | None = None,
+    verbose: int = 0,
+) -> tuple[list[dict[str, Any]], bool]:
+    """Train the stages up to the last split, and give the chain the trained weights.
+
+    Each component reads the present features at its input and is trained towards the
+    targets at its output, with everything downstream as it is now: the components do
+    not see each other's training, so they can run in parallel.
+
+    Parameters
+    ----------
+    chain : Chain
+        The network; the stages up to the last split receive the trained weights.
+    splits : sequence of str
+        In forward order.
+    data, validation : Labelled
+        Samples at the network's input.
+    targets : dict of str to Tensor
+        Feature targets of ``data`` at each split.
+    output_targets : OutputTargets
+        Task and head.
+    trainer : GradientTrainer
+        How a component is trained.
+    batch_size : int
+        Rows a step.
+    seeds : sequence of int
+        One per split.
+    n_jobs : int, optional
+        Processes, as in joblib.
+    verbose : int
+        1 prints a line per epoch.
+
+    Returns
+    -------
+    history : list of dict
+        The entries of all components, in forward order.
+    interrupted : bool
+        Whether Ctrl-C ended the training early.
+    """
+    components = []
+    start = 0
+    for split in splits:
+        stop = chain.names.index(split) + 1
+        before = chain[:start]
+        components.append(
+            Component(
+                split,
+                chain[start:stop],
+                chain[stop:],
+                _carry(data, before, batch_size),
+                targets[split],
+                output_targets,
+                None if validation is None else _carry(validation, before, batch_size),
+            )
+        )
+        start = stop
+    results: list[TrainingResult] = Parallel(n_jobs=n_jobs if len(splits) > 1 else None)(
+        delayed(trainer.train)(component, batch_size=batch_size, seed=seed, verbose=verbose)
+        for component, seed in zip(components, seeds, strict=True)
+    )
+    for component, result in zip(components, results, strict=True):
+        result.load_into(component.stages)
+    history = [entry for result in results for entry in result.history]
+    return history, any(result.interrupted for result in results)
+
+
+@torch.no_grad()
+def _carry(data: Labelled, before: Chain, batch_size: int) -> Labelled:
+    """Samples as they arrive at the end of some stages."""
+    if not len(before):
+        return data
+    parts = [before(data.inputs[rows]) for rows in batches(len(data), batch_size)]
+    return Labelled(torch.cat(parts), data.y, data.weights)

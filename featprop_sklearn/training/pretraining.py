@@ -1,0 +1,65 @@
+"""Pretraining of the default network, for users who bring none."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from featprop_sklearn.networks import Chain, build_chain, default_network, weighted_moments
+from featprop_sklearn.output_targets import OutputTargets
+from featprop_sklearn.training.component import Component, Labelled
+from featprop_sklearn.training.gradient import GradientTrainer
+
+__all__ = ["pretrain_default_network"]
+
+PRETRAINER = GradientTrainer(alpha=0.0, max_epochs=150, lr=1e-2, weight_decay=1e-2)
+
+
+def pretrain_default_network(
+    data: Labelled,
+    n_outputs: int,
+    task: str,
+    *,
+    validation: Labelled | None,
+    seed: int,
+    verbose: int = 0,
+) -> tuple[nn.Module, bool]:
+    """Train the default MLP on a table: AdamW on all rows at once, in float64.
+
+    All rows at once make a sample weight equal to a repetition.
+
+    Parameters
+    ----------
+    data, validation : Labelled
+        Samples; held-out ones choose the epoch.
+    n_outputs : int
+        Width of the network's output.
+    task : str
+        As in OutputTargets.
+    seed : int
+        Of the initial weights.
+    verbose : int
+        1 prints a line per epoch.
+
+    Returns
+    -------
+    module : nn.Module
+        In eval mode.
+    interrupted : bool
+        Whether Ctrl-C ended it early.
+    """
+    scale = None
+    if task == "regression":
+        scale = weighted_moments(data.y.reshape(len(data), -1), data.weights)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        module = default_network(data.inputs, n_outputs, data.weights, scale).eval()
+    chain: Chain = build_chain(module, data.inputs[:2])
+    component = Component(
+        "output", chain, chain[:0], data, None, OutputTargets(task), validation
+    )
+    result = PRETRAINER.train(component, batch_size=-1, seed=seed, verbose=verbose)
+    result.load_into(chain)
+    return module, result.interrupted
+
+

@@ -1,0 +1,54 @@
+"""Feeding skorch whole batches of tensors, without a Python call per sample."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from featprop_sklearn.data import batches
+
+__all__ = ["RowBatches", "RowDataset"]
+
+
+class RowDataset(Dataset):
+    """Inputs and a dict of what the loss needs, row by row or batch by batch."""
+
+    def __init__(self, inputs: Tensor, truth: dict[str, Tensor]) -> None:
+        self.inputs = inputs
+        self.truth = truth
+
+    def __len__(self) -> int:
+        return len(self.inputs)
+
+    def __getitem__(self, rows: int | slice | Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        return self.inputs[rows], {name: values[rows] for name, values in self.truth.items()}
+
+
+class RowBatches:
+    """A skorch iterator over a :class:`RowDataset`: nearly equal batches, shuffled if asked.
+
+    One full batch is never shuffled: the order of a sum would be all that changes.
+    """
+
+    def __init__(
+        self, dataset: RowDataset, batch_size: int, generator: torch.Generator | None = None
+    ) -> None:
+        self.dataset = dataset
+        self.batch_size = len(dataset) if batch_size == -1 else batch_size
+        self.generator = generator
+
+    def __iter__(self) -> Iterator[tuple[Tensor, dict[str, Tensor]]]:
+        n_samples = len(self.dataset)
+        if self.generator is None or n_samples <= self.batch_size:
+            for rows in batches(n_samples, self.batch_size):
+                yield self.dataset[rows]
+            return
+        order = torch.randperm(n_samples, generator=self.generator)
+        for rows in batches(n_samples, self.batch_size):
+            yield self.dataset[order[rows].to(self.dataset.inputs.device)]
+
+    def __len__(self) -> int:
+        return max(1, -(-len(self.dataset) // self.batch_size))

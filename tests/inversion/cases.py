@@ -1,0 +1,109 @@
+"""One row per layer: each meets every test of ``test_every_layer.py``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import pytest
+import torch
+from torch import nn
+
+from featprop_sklearn.networks.functional import Exp
+
+
+@dataclass(frozen=True)
+class Case:
+    """A layer under test and what design.md 3.2 promises for it."""
+
+    layer: Callable[[], nn.Module]
+    in_shape: tuple[int, ...]
+    #: the wanted output is met whenever it is an output of the layer
+    meets_reachable: bool = True
+    #: no other input with the same residual is nearer to the reference
+    nearest: bool = True
+    #: tolerance on the output, relative to its size (1e-5 where the rule promises only that)
+    tolerance: float = 1e-9
+    label: str = ""
+
+    @property
+    def id(self) -> str:
+        """Readable test id."""
+        return self.label or type(self.layer()).__name__
+
+
+def _rows(*cases: Case) -> list:
+    return [pytest.param(case, id=case.id) for case in cases]
+
+
+def _prelu_of_any_sign() -> nn.Module:
+    layer = nn.PReLU(4)
+    layer.weight.data = torch.tensor([0.3, 0.0, -0.7, 1.0])
+    return layer
+
+
+AFFINE = _rows()
+
+ELEMENTWISE_AND_SOFTMAX = _rows(
+    Case(nn.Tanh, (5,)),
+    Case(nn.Sigmoid, (5,)),
+    Case(nn.LogSigmoid, (5,)),
+    Case(nn.Softsign, (5,)),
+    Case(nn.Tanhshrink, (5,)),
+    Case(Exp, (5,)),
+    Case(nn.LeakyReLU, (2, 3)),
+    Case(nn.PReLU, (2, 3, 2)),
+    Case(_prelu_of_any_sign, (4, 2, 2), label="PReLU-per-channel"),
+    Case(nn.RReLU, (5,)),
+    Case(nn.ELU, (5,)),
+    Case(lambda: nn.CELU(0.5), (5,)),
+    Case(nn.SELU, (5,)),
+    Case(lambda: nn.Softplus(beta=2.0), (5,)),
+    Case(nn.ReLU, (2, 3)),
+    Case(lambda: nn.ReLU(inplace=True), (5,), label="ReLU-inplace"),
+    Case(nn.ReLU6, (5,)),
+    Case(nn.Hardtanh, (5,)),
+    Case(nn.Hardsigmoid, (5,)),
+    Case(lambda: nn.Threshold(0.1, 0.0), (5,)),
+    Case(nn.Hardshrink, (5,)),
+    Case(nn.Softshrink, (5,)),
+    Case(nn.GELU, (5,)),
+    Case(lambda: nn.GELU("tanh"), (5,), label="GELU-tanh"),
+    Case(nn.SiLU, (5,)),
+    Case(nn.Mish, (5,)),
+    Case(nn.Hardswish, (5,)),
+    Case(lambda: nn.Softmax(dim=-1), (5,)),
+    Case(lambda: nn.Softmin(dim=1), (4, 2)),
+    Case(nn.Softmax2d, (3, 2, 2)),
+    Case(lambda: nn.LogSoftmax(dim=-1), (5,)),
+)
+
+# Disjoint windows are exact and nearest, overlapping ones meet what can be met. The tolerance
+# of the norms is 1e-5 of the weighted values; the bias may make the output itself smaller.
+POOLS_AND_NORMS = _rows(
+    Case(lambda: nn.MaxPool1d(2), (2, 7)),
+    Case(lambda: nn.MaxPool2d(2), (2, 4, 6)),
+    Case(lambda: nn.MaxPool3d(2), (1, 4, 2, 4)),
+    Case(lambda: nn.MaxPool2d(2, ceil_mode=True), (1, 5, 5), label="MaxPool2d-ceil"),
+    Case(lambda: nn.MaxPool2d(3, 2, 1), (2, 7, 7), nearest=False, label="MaxPool2d-overlapping"),
+    Case(lambda: nn.MaxPool1d(3, 1, 1, 2), (2, 9), nearest=False, label="MaxPool1d-dilated"),
+    Case(lambda: nn.AdaptiveMaxPool1d(3), (2, 9)),
+    Case(lambda: nn.AdaptiveMaxPool2d((3, 2)), (2, 7, 4), nearest=False),
+    Case(lambda: nn.AdaptiveMaxPool3d(2), (1, 3, 4, 5), nearest=False),
+    Case(lambda: nn.LayerNorm(6), (6,), tolerance=2e-5),
+    Case(lambda: nn.LayerNorm((3, 4)), (2, 3, 4), tolerance=2e-5, label="LayerNorm-2d"),
+    Case(lambda: nn.RMSNorm(6), (2, 6), tolerance=2e-5),
+    Case(lambda: nn.GroupNorm(2, 4), (4, 3, 2), tolerance=2e-5),
+    Case(lambda: nn.InstanceNorm1d(3), (3, 6), tolerance=2e-5),
+    Case(lambda: nn.InstanceNorm2d(2, affine=True), (2, 3, 3), tolerance=2e-5),
+    Case(lambda: nn.InstanceNorm3d(2), (2, 3, 2, 2), tolerance=2e-5),
+    Case(
+        lambda: nn.InstanceNorm1d(3, affine=True, track_running_stats=True),
+        (3, 6),
+        label="InstanceNorm1d-running",
+    ),
+)
+
+COMPOSITE = _rows()
+
+CASES = AFFINE + ELEMENTWISE_AND_SOFTMAX + POOLS_AND_NORMS + COMPOSITE
