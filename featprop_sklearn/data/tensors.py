@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,9 +14,7 @@ from torch import Tensor, nn
 __all__ = ["batches", "module_device", "module_dtype", "resolve_device", "to_array", "to_tensor"]
 
 
-def to_tensor(
-    array: ArrayLike, dtype: torch.dtype, device: torch.device | str = "cpu"
-) -> Tensor:
+def to_tensor(array: ArrayLike, dtype: torch.dtype, device: torch.device | str = "cpu") -> Tensor:
     """Copy an array into a tensor of its own memory (read-only arrays are common in joblib)."""
     return torch.tensor(np.asarray(array), dtype=dtype, device=device)
 
@@ -40,7 +40,7 @@ def module_device(module: nn.Module) -> torch.device:
     return torch.device("cpu")
 
 
-def resolve_device(device: object) -> torch.device:
+def resolve_device(device: Any) -> torch.device:
     """Turn the ``device`` parameter into a torch device; "auto" is CUDA where there is one.
 
     Raises
@@ -51,7 +51,7 @@ def resolve_device(device: object) -> torch.device:
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
-        found = torch.device(device)  # type: ignore[arg-type]
+        found = torch.device(device)
         torch.empty(0, device=found)
     except Exception as error:  # torch raises RuntimeError, TypeError or AssertionError here
         raise ValueError(
@@ -67,5 +67,5 @@ def batches(n_samples: int, batch_size: int) -> Iterator[slice]:
     """
     count = max(1, -(-n_samples // batch_size))
     edges = [n_samples * i // count for i in range(count + 1)]
-    for start, stop in zip(edges[:-1], edges[1:], strict=True):
+    for start, stop in itertools.pairwise(edges):
         yield slice(start, stop)

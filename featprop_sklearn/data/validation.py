@@ -45,9 +45,7 @@ def check_samples(estimator: Any, X: Any, *, reset: bool) -> NDArray:
         )
     if isinstance(X, Tensor):
         X = X.detach().cpu().numpy()
-    return validate_data(
-        estimator, X, reset=reset, allow_nd=True, dtype=(np.float64, np.float32)
-    )
+    return validate_data(estimator, X, reset=reset, allow_nd=True, dtype=(np.float64, np.float32))
 
 
 def shape_samples(X: NDArray, input_shape: tuple[int, ...] | None) -> NDArray:

@@ -60,6 +60,7 @@ class FeatureBackpropBase(SharedParameters, BaseEstimator, ABC):
     """
 
     _shared = ("module",)
+    _chunks_seen: int
 
     _doc_link_module = "featprop_sklearn"
 
@@ -140,8 +141,7 @@ class FeatureBackpropBase(SharedParameters, BaseEstimator, ABC):
         if not hasattr(self, "module_"):
             everything = np.arange(len(y))
             interrupted = self._take_network(samples, y, weights, everything, None, random_state)
-            self._epochs_seen = 0
-        seen, self._epochs_seen = self._epochs_seen, self._epochs_seen + 1
+        seen, self._chunks_seen = self._chunks_seen, self._chunks_seen + 1
         random_state = check_random_state(int(random_state.randint(2**31 - 1)) ^ seen)
         data = self._labelled(samples, y, weights)
         started = time.perf_counter()
@@ -152,7 +152,7 @@ class FeatureBackpropBase(SharedParameters, BaseEstimator, ABC):
     def _weighted(
         self, X: ArrayLike, y: NDArray, sample_weight: ArrayLike | None
     ) -> tuple[NDArray, NDArray, NDArray]:
-        """Samples, y and weights; rows of zero weight are as good as absent."""
+        """Return samples, y and weights; rows of zero weight are as good as absent."""
         samples = shape_samples(np.asarray(X), self.input_shape)
         weights = _check_sample_weight(
             sample_weight, samples, dtype=np.float64, ensure_non_negative=True
@@ -176,9 +176,7 @@ class FeatureBackpropBase(SharedParameters, BaseEstimator, ABC):
         device = resolve_device(self.device)
         interrupted = False
         if self.module is None:
-            network, interrupted = self._pretrain(
-                samples, y, weights, rows, held_out, random_state
-            )
+            network, interrupted = self._pretrain(samples, y, weights, rows, held_out, random_state)
             module = network.module
         else:
             network = as_network(self.module)
@@ -192,6 +190,7 @@ class FeatureBackpropBase(SharedParameters, BaseEstimator, ABC):
             task, outputs, to_tensor(weights[rows], torch.float64, device), type(chain[-1].module)
         )
         self.module_ = module
+        self._chunks_seen = 0
         self.split_ = splits if _is_several(self.split) else splits[0]
         return interrupted
 
@@ -314,7 +313,8 @@ class FeatureBackpropBase(SharedParameters, BaseEstimator, ABC):
         fraction = self.validation_fraction
         if fraction == "auto":
             fraction = HOLD_OUT if len(y) > HOLD_OUT_ABOVE else 0.0
-        if not isinstance(fraction, Real) or isinstance(fraction, bool) or not 0 <= fraction < 1:
+        real = isinstance(fraction, Real) and not isinstance(fraction, bool)
+        if not (real and 0 <= float(fraction) < 1):
             raise ValueError(
                 "validation_fraction must be 'auto' or a number >= 0 and < 1; "
                 f"got {self.validation_fraction!r}."
@@ -343,7 +343,7 @@ class FeatureBackpropBase(SharedParameters, BaseEstimator, ABC):
         return outputs
 
     def _predict_outputs(self, X: ArrayLike) -> Tensor:
-        """Outputs of ``module_``, one column per output."""
+        """Return the outputs of ``module_``, one column per output."""
         check_is_fitted(self)
         samples = shape_samples(check_samples(self, X, reset=False), self.input_shape)
         outputs = self._outputs(self.module_, self._tensor(samples, self.module_))
@@ -372,7 +372,7 @@ class FeatureBackpropBase(SharedParameters, BaseEstimator, ABC):
     def _checked_batch_size(self, n_samples: int) -> int:
         if self.batch_size == "auto":
             return n_samples if self.module is None else BATCH_SIZE
-        if isinstance(self.batch_size, Integral) and self.batch_size >= 1:
+        if isinstance(self.batch_size, Integral) and int(self.batch_size) >= 1:
             return int(self.batch_size)
         raise ValueError(f"batch_size must be 'auto' or an integer >= 1; got {self.batch_size!r}.")
 

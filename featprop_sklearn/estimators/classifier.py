@@ -321,7 +321,7 @@ class FeatureBackpropClassifier(ClassifierMixin, FeatureBackpropBase):
 
     def _default_outputs(self, y: NDArray) -> tuple[int, str]:
         given = self._given_classes()
-        labels = np.unique(y) if given is None else np.asarray(given)
+        labels = np.unique(y) if given is None else given
         width = y.shape[1] if y.ndim == 2 else len(labels)
         if width < 2:
             raise ValueError(
@@ -331,8 +331,9 @@ class FeatureBackpropClassifier(ClassifierMixin, FeatureBackpropBase):
         self._class_map = resolve_classes(y, width, None if y.ndim == 2 else labels)
         return width, self._class_map.task
 
-    def _given_classes(self) -> ArrayLike | None:
-        return self.classes if self.classes is not None else getattr(self, "_chunk_classes", None)
+    def _given_classes(self) -> NDArray | None:
+        given = self.classes if self.classes is not None else getattr(self, "_chunk_classes", None)
+        return None if given is None else np.asarray(given)
 
     def _encode(self, y: NDArray) -> NDArray:
         return self._class_map.encode(y)
@@ -351,12 +352,19 @@ class FeatureBackpropClassifier(ClassifierMixin, FeatureBackpropBase):
         per_logit = task != "multiclass"
         columns = outputs.reshape(len(outputs), -1)
         head = resolve_head(self.head, last_layer, columns, per_logit)
-        margin = self.margin
+        margin: Any = self.margin
         if margin == "auto":
             margin = auto_margin(head.to_logits(columns), weights, per_logit=per_logit)
         return OutputTargets(task, self.output_target, margin, self.target_step, head)
 
     def _class_weights(self, y: NDArray) -> NDArray:
+        if self.class_weight is None:
+            return np.ones(len(y))
+        if y.ndim == 2 and self.class_weight != "balanced":
+            raise ValueError(
+                "class_weight must be None or 'balanced' for multi-label y, whose samples have no "
+                f"single class; got {self.class_weight!r}. Use sample_weight."
+            )
         return compute_sample_weight(self.class_weight, y)
 
     def _split_rows(

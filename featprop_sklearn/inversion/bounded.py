@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from math import isnan
+from math import ceil, isnan, log10
 
 import torch
 from torch import Tensor
@@ -23,7 +23,8 @@ PROXIMAL_STEPS = 100
 RESIDUAL_STEP = 3e-4
 NEAREST_STEP = 3e-5
 ROUNDING = 1e-13
-TOLERANCE = 1e-8
+JITTER = 10.0  # rounding of the dual, as seen in the movement of the solution
+TOLERANCE = 1e-7
 
 
 class BoundedLeastSquares:
@@ -35,12 +36,14 @@ class BoundedLeastSquares:
     concave, piecewise quadratic function whose gradient b − A x(z) − λ²z vanishes at
     the answer. Newton's method on it, with the generalised Jacobian A D A' + λ²I, D marking
     the entries strictly inside the range, and backtracking on the dual (Qi and Sun,
-    Math. Programming 58, 1993, doi:10.1007/BF01581275). The rows of A are first reduced to
-    its rank by a singular value decomposition. For λ = 0 the least residual is found first
-    and then the nearest point that has it, each as the limit of proximal steps
-    (Rockafellar 1976, doi:10.1287/moor.1.2.97) that divide the error along a singular value σ of
-    the free columns by 1 + (σ/(3e-4·σ_max))²: conditions beyond some 1e4 take too many, which is
-    reported. A diagonal A'A is solved entry by entry: the clipped unconstrained answer, exact.
+    Math. Programming 58, 1993, doi:10.1007/BF01581275), is started from the answers for larger
+    λ. The rows of A are first reduced to its rank by a singular value decomposition. For λ = 0
+    the least residual is found first and then the nearest point that has it, each as the limit
+    of proximal steps (Rockafellar 1976, doi:10.1287/moor.1.2.97) that divide the error along a
+    singular value σ of the free columns by 1 + (σ/(3e-4·σ_max))². The answer is good to some
+    1e-8 relative while the free columns have a condition below 1e3; beyond 1e4 the steps are too
+    many and damping is the remedy. A diagonal A'A is solved entry by entry: the clipped
+    unconstrained answer, exact.
 
     Parameters
     ----------
@@ -105,44 +108,70 @@ class BoundedLeastSquares:
 
     def _solve_chunk(self, target: Tensor, origin: Tensor) -> tuple[Tensor, Tensor, int]:
         """Return the solutions, how far they are from optimal, and the Newton steps taken."""
-        if self.damping > 0:
-            weight = (self.damping / self.scale) ** 2
-            dual = _Dual(self.rows, target, origin, torch.zeros_like(target), weight, self.clip)
-            optimum, steps = dual.maximise(dual.centre)
-            return dual.primal(optimum), dual.error(optimum), steps
-        return self._hierarchy(target, origin)
+        if self.damping == 0:
+            return self._hierarchy(target, origin)
+        dual, optimum, steps = self._continuation(target, origin, (self.damping / self.scale) ** 2)
+        return dual.primal(optimum), dual.error(optimum), steps
 
     def _hierarchy(self, target: Tensor, origin: Tensor) -> tuple[Tensor, Tensor, int]:
         """λ = 0: first the least residual in the range, then the nearest point that has it."""
         zero = torch.zeros_like(target)
+        weights = RESIDUAL_STEP**2, NEAREST_STEP**2
 
         def residual_step(solution: Tensor, _: Tensor) -> _Dual:
-            return _Dual(self.rows, target, solution, zero, RESIDUAL_STEP**2, self.clip)
+            return _Dual(self.rows, target, solution, zero, weights[0], self.clip)
 
-        best, first_error, first = self._proximal(residual_step, target, origin)
+        # only A x is settled by the least residual
+        best, first_error, first = self._proximal(
+            residual_step, target, origin, weights[0], lambda x: x @ self.rows.T
+        )
         reached = best @ self.rows.T
 
         def nearest_step(_: Tensor, optimum: Tensor) -> _Dual:
-            return _Dual(self.rows, reached, origin, optimum, NEAREST_STEP**2, self.clip)
+            return _Dual(self.rows, reached, origin, optimum, weights[1], self.clip)
 
-        solution, error, second = self._proximal(nearest_step, target, origin)
+        solution, error, second = self._proximal(
+            nearest_step, reached, origin, weights[1], lambda x: x
+        )
         return solution, torch.maximum(first_error, error), first + second
 
     def _proximal(
-        self, step: Callable[[Tensor, Tensor], _Dual], target: Tensor, origin: Tensor
+        self,
+        step: Callable[[Tensor, Tensor], _Dual],
+        target: Tensor,
+        origin: Tensor,
+        weight: float,
+        observe: Callable[[Tensor], Tensor],
     ) -> tuple[Tensor, Tensor, int]:
-        """Repeat proximal steps, each given the last solution and dual, until nothing moves."""
-        solution, optimum, steps = self.clip(origin), torch.zeros_like(target), 0
+        """Repeat proximal steps, each given the last solution and dual, until all stands still."""
+        dual, optimum, steps = self._continuation(target, origin, weight)
+        solution = dual.primal(optimum)
+        data = _norm(target) + _norm(origin)
         for _ in range(PROXIMAL_STEPS):
             dual = step(solution, optimum)
             optimum, used = dual.maximise(optimum)
             before, solution = solution, dual.primal(optimum)
             steps += used
-            change = _relative(_norm(solution - before), _norm(solution) + _norm(origin))
-            if not bool((change > dual.rounding(optimum)).any()):
+            change = _relative(_norm(observe(solution) - observe(before)), data)
+            if not bool((change > JITTER * dual.rounding(optimum)).any()):
                 return solution, torch.maximum(change, dual.error(optimum)), steps
         # so slow a geometric series still has about as many terms of this size to come
         return solution, torch.maximum(PROXIMAL_STEPS * change, dual.error(optimum)), steps
+
+    def _continuation(
+        self, target: Tensor, origin: Tensor, weight: float
+    ) -> tuple[_Dual, Tensor, int]:
+        """Maximise for the weights 1, 1/10, ... down to ``weight``, each from the one before.
+
+        A cold start at a small weight takes hundreds of short steps.
+        """
+        zero = torch.zeros_like(target)
+        optimum, steps = zero, 0
+        for exponent in range(max(0, ceil(-log10(weight))), -1, -1):
+            dual = _Dual(self.rows, target, origin, zero, weight * 10.0**exponent, self.clip)
+            optimum, used = dual.maximise(optimum)
+            steps += used
+        return dual, optimum, steps
 
     def _result(self, solution: Tensor, errors: Tensor, steps: int) -> SolveResult:
         worst = float(errors.max()) if len(errors) else 0.0

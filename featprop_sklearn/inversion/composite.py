@@ -166,8 +166,9 @@ class _Search:
         far, near = _norm(self.x - self.reference), _norm(candidate - self.reference)
         met = MET * _norm(self.wanted).clamp_min(1e-12)
         # among inputs that meet the wanted output, nearer is better
-        nearer = (_norm(residual) <= met) & (_norm(self.residual) <= met) & (near < (1 - 1e-9) * far)
-        return (new < (1 - 1e-3 * length) * old) | nearer
+        both_meet = (_norm(residual) <= met) & (_norm(self.residual) <= met)
+        nearer = near < (1 - 1e-9) * far
+        return (new < (1 - 1e-3 * length) * old) | (both_meet & nearer)
 
     def _merit(self, x: Tensor, residual: Tensor) -> Tensor:
         return _norm(residual) ** 2 + self.penalty**2 * _norm(x - self.reference) ** 2

@@ -7,7 +7,8 @@ import math
 from torch import Tensor, nn
 
 from featprop_sklearn.inversion.base import Inverter
-from featprop_sklearn.inversion.monotone import INSIDE, Describe, Elementwise, Piece
+from featprop_sklearn.inversion.elementwise import Describe, Elementwise, Piece
+from featprop_sklearn.inversion.monotone import INSIDE
 
 __all__ = ["INVERTERS", "Flat"]
 

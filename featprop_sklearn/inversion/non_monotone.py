@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from featprop_sklearn.inversion.base import Inverter
-from featprop_sklearn.inversion.monotone import Describe, Elementwise, Piece, bracketed_root
+from featprop_sklearn.inversion.elementwise import Describe, Elementwise, Piece, bracketed_root
 
 __all__ = ["INVERTERS", "NonMonotone"]
 
@@ -18,6 +18,8 @@ GELU_MINIMISER = -0.7517915246935645
 GELU_TANH_MINIMISER = -0.7524614220710163
 SILU_MINIMISER = -1.2784645427610737
 MISH_MINIMISER = -1.1924312145154952
+#: largest value on the left branch, which tends to 0; 0 itself is taken on the right
+TAIL = -1e-15
 
 
 def two_branches(layer: nn.Module, minimiser: float) -> tuple[Piece, ...]:
@@ -31,17 +33,17 @@ def two_branches(layer: nn.Module, minimiser: float) -> tuple[Piece, ...]:
         # |low| exp(low) = |low| v² / e² ≤ |v|; an output of 0 is one that underflowed
         low = 2 * torch.log((-v).clamp(min=1e-300)) - 2
         end = torch.full_like(v, minimiser)
-        return bracketed_root(layer, v, torch.where(v > lowest, low, end), end, rising=False)
+        high = torch.where(v == TAIL, low, end)  # the roots that count are on the right
+        return bracketed_root(layer, v, torch.where(v > lowest, low, end), high, rising=False)
 
     def right(v: Tensor) -> Tensor:
         high = v.clamp(min=0) + 1
         end = torch.full_like(v, minimiser)
         return bracketed_root(layer, v, end, torch.where(v > lowest, high, end), rising=True)
 
-    # values that near to 0 are taken on the right: the left end needs no more distance from it
     return (
         Piece((minimiser, _INF), (lowest, _INF), right),
-        Piece((-_INF, minimiser), (lowest, -1e-15), left),
+        Piece((-_INF, minimiser), (lowest, TAIL), left),
     )
 
 

@@ -102,7 +102,7 @@ def _position(stage: str | int | None, names: list[str], parameter: str) -> int 
     if stage is None or (isinstance(stage, Integral) and abs(int(stage)) <= len(names)):
         return None if stage is None else int(stage)
     if stage in names:
-        return names.index(stage)  # type: ignore[arg-type]
+        return names.index(stage)
     raise ValueError(
         f"{parameter}={stage!r} is not a stage of this network; stages: {names} "
         f"(or their indices, 0 to {len(names)})."

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import copy
-
 import torch
 from torch import Size, nn
 
 from featprop_sklearn.inversion.base import InversionOptions, Inverter
 from featprop_sklearn.inversion.composite import GaussNewton
 from featprop_sklearn.inversion.registry import find_inverter
+from featprop_sklearn.networks import private_copy
 
 __all__ = ["prepare_inverter"]
 
@@ -44,7 +43,7 @@ def prepare_inverter(
         If a range is asked for and the layer's inverter has none.
     """
     options = options or InversionOptions()
-    twin = copy.deepcopy(layer).eval().to(device=device, dtype=torch.float64).requires_grad_(False)
+    twin = private_copy(layer).to(device=device, dtype=torch.float64).requires_grad_(False)
     factory = find_inverter(type(layer)) or GaussNewton
     inverter = factory(twin, Size(in_shape), options)
     if options.bounds is not None and not inverter.supports_bounds:

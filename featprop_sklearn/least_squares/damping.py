@@ -86,7 +86,7 @@ def _smallest_singular_value(linear_map: LinearMap, shift: float) -> float:
     solver = (
         DirectSolver(svd_limit=SVD_LIMIT)
         if choose_solver(linear_map) == "direct"
-        else KrylovSolver(tolerance=1e-8, max_iterations=2000)
+        else KrylovSolver(tolerance=1e-5, max_iterations=2000)
     )
     prepared = solver.prepare(linear_map, shift)
     settled = True
@@ -100,7 +100,7 @@ def _smallest_singular_value(linear_map: LinearMap, shift: float) -> float:
 
     wide = linear_map.shape[0] <= linear_map.shape[1]
     shape = linear_map.out_shape if wide else linear_map.in_shape
-    _, vectors = largest_eigenvalue(inverse, shape, linear_map.device, iterations=15)
+    _, vectors = largest_eigenvalue(inverse, shape, linear_map.device, iterations=10)
     found = vectors[:, -1].reshape(1, *shape)
     image = linear_map.adjoint(found) if wide else linear_map.apply(found)
     return float(torch.linalg.vector_norm(image)) if settled else 0.0

@@ -86,7 +86,7 @@ def private_copy(module: nn.Module) -> nn.Module:
         ) from error
     for layer in twin.modules():
         if getattr(layer, "inplace", False) is True:
-            layer.inplace = False  # features are kept, so no layer may overwrite them
+            setattr(layer, "inplace", False)  # noqa: B010 - features are kept, so no layer may overwrite them
     return twin
 
 
@@ -178,18 +178,20 @@ def _parts(module: nn.Module, x: Tensor) -> list[tuple[str, nn.Module, bool]] | 
 
 
 def _agrees(stages: list[Stage], module: nn.Module, x: Tensor, output: Tensor) -> bool:
-    """Same output as the module, also for another batch size (a trace may have fixed it)."""
+    """Return whether the stages compute what the module does, also for another batch size (a trace may have fixed it)."""
     chain = Chain(stages)
-    exact = dict(rtol=1e-5, atol=1e-6) if x.dtype != torch.float64 else dict(rtol=1e-12, atol=1e-12)
+    rtol, atol = (1e-12, 1e-12) if x.dtype == torch.float64 else (1e-5, 1e-6)
     try:
-        same = torch.allclose(chain(x.clone()), output, **exact)
-        return same and torch.allclose(chain(x[:1].clone()), module(x[:1].clone()), **exact)
+        return all(
+            torch.allclose(chain(rows.clone()), expected, rtol=rtol, atol=atol)
+            for rows, expected in ((x, output), (x[:1], module(x[:1].clone())))
+        )
     except Exception:  # a wrong trace may fail in any way
         return False
 
 
 def _with_unique_names(stages: list[Stage]) -> list[Stage]:
-    """A layer used twice is two stages: ``act`` and ``act_2``."""
+    """Number the uses of a layer that occurs twice: ``act`` and ``act_2``."""
     counts: dict[str, int] = {}
     named = []
     for stage in stages:

@@ -110,7 +110,8 @@ def _from_mlp(mlp: MLPClassifier | MLPRegressor) -> Network:
 
 
 def _linear(weight: NDArray, bias: NDArray) -> nn.Linear:
-    layer = nn.Linear(*weight.shape, dtype=torch.float64)
+    n_in, n_out = weight.shape
+    layer = nn.Linear(n_in, n_out, dtype=torch.float64)
     with torch.no_grad():
         layer.weight.copy_(torch.from_numpy(np.array(weight.T, dtype=np.float64)))
         layer.bias.copy_(torch.from_numpy(np.array(bias, dtype=np.float64)))

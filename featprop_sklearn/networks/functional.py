@@ -152,9 +152,7 @@ def _options(node: fx.Node, layer_type: type[nn.Module]) -> dict[str, Any] | Non
         # methods and builtins take at most `dim` here
         given = {**dict(zip(("dim",), node.args[1:], strict=False)), **node.kwargs}
     else:
-        normal = node.normalized_arguments(  # type: ignore[union-attr]
-            nn.Module(), normalize_to_only_use_kwargs=True
-        )
+        normal = node.normalized_arguments(nn.Module(), normalize_to_only_use_kwargs=True)
         if normal is None:
             return None
         given = dict(normal.kwargs)
@@ -166,7 +164,7 @@ def _options(node: fx.Node, layer_type: type[nn.Module]) -> dict[str, Any] | Non
 
 
 def _permutation(node: fx.Node, value: Tensor) -> nn.Module | None:
-    """The same reordering as explicit dims, found on a tensor of distinct sizes."""
+    """Return the same reordering with explicit dims, found on a tensor of distinct sizes."""
     if any(isinstance(arg, fx.Node) for arg in node.args[1:]):
         return None
     probe = torch.empty(tuple(range(2, 2 + value.ndim)))

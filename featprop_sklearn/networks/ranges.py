@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 from torch import nn
 
@@ -18,7 +19,7 @@ _GELU_MINIMUM = -0.16997120747990369
 _SILU_MINIMUM = -0.27846454276107380
 _MISH_MINIMUM = -0.30884073226160550
 
-_ACTIVATIONS: dict[type[nn.Module], Callable[[nn.Module], Range]] = {
+_ACTIVATIONS: dict[type[nn.Module], Callable[[Any], Range]] = {
     nn.ReLU: lambda _: (0.0, math.inf),
     nn.ReLU6: lambda _: (0.0, 6.0),
     nn.Hardtanh: lambda layer: (layer.min_val, layer.max_val),

@@ -57,7 +57,7 @@ def resolve_splits(split: object, chain: Chain) -> list[str]:
             "module has no parameters, so there is nothing to train. "
             "Pass a network with at least one trainable layer."
         )
-    if isinstance(split, str) or isinstance(split, Integral):
+    if isinstance(split, (str, Integral)):
         return [_resolve_one(split, points, chain)]
     if not isinstance(split, Sequence) or len(split) == 0:
         raise TypeError(
@@ -72,7 +72,7 @@ def resolve_splits(split: object, chain: Chain) -> list[str]:
 
 def _resolve_one(split: object, points: list[str], chain: Chain) -> str:
     if isinstance(split, Integral) and not isinstance(split, bool):
-        if not -len(points) <= split < len(points):
+        if not -len(points) <= int(split) < len(points):
             raise ValueError(
                 f"split={split} is out of range: the network has {len(points)} split points, "
                 f"0 to {len(points) - 1}: {points}."

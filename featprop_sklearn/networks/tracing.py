@@ -152,4 +152,3 @@ def _composite(traced: fx.GraphModule, source: fx.Node, nodes: list[fx.Node]) ->
         copies[node] = graph.node_copy(node, copies.__getitem__)
     graph.output(copies[nodes[-1]])
     return fx.GraphModule(traced, graph, class_name="Composite").eval()
-

@@ -45,7 +45,10 @@ class TargetQuality:
     def concatenate(cls, parts: Sequence[TargetQuality]) -> TargetQuality:
         """Join the measures of several batches."""
         return cls(
-            *(np.concatenate([getattr(part, name) for part in parts]) for name in cls.__annotations__)
+            *(
+                np.concatenate([getattr(part, name) for part in parts])
+                for name in cls.__annotations__
+            )
         )
 
     def summary(self, weights: NDArray | None = None) -> dict[str, float]:

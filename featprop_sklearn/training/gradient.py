@@ -195,7 +195,9 @@ class GradientTrainer(BaseEstimator):
 class _RecordTerms(Callback):
     """Copy the terms of each batch's loss into skorch's history."""
 
-    def on_batch_end(self, net: NeuralNet, batch: Any = None, training: bool = False, **_: Any) -> None:
+    def on_batch_end(
+        self, net: NeuralNet, batch: Any = None, training: bool = False, **_: Any
+    ) -> None:
         if training:
             for name, value in net.criterion_.terms.items():
                 net.history.record_batch(name, value)
@@ -223,11 +225,11 @@ def _history_entry(split: str, row: dict[str, Any]) -> dict[str, Any]:
 
 
 def _check_number(name: str, value: object, *, low: float, below: float = math.inf) -> None:
-    if not isinstance(value, Real) or isinstance(value, bool) or not low <= value < below:
+    real = isinstance(value, Real) and not isinstance(value, bool)
+    if not (real and low <= float(value) < below):  # type: ignore[arg-type]
         allowed = f"a number >= {low:g}" + (f" and < {below:g}" if below < math.inf else "")
         raise ValueError(f"{name} must be {allowed}; got {value!r}.")
 
 
 def _silent(*_: object) -> None:
     """Take skorch's messages and drop them."""
-

@@ -55,11 +55,7 @@ def pretrain_default_network(
         torch.manual_seed(seed)
         module = default_network(data.inputs, n_outputs, data.weights, scale).eval()
     chain: Chain = build_chain(module, data.inputs[:2])
-    component = Component(
-        "output", chain, chain[:0], data, None, OutputTargets(task), validation
-    )
+    component = Component("output", chain, chain[:0], data, None, OutputTargets(task), validation)
     result = PRETRAINER.train(component, batch_size=-1, seed=seed, verbose=verbose)
     result.load_into(chain)
     return module, result.interrupted
-
-
