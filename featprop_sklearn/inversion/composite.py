@@ -114,7 +114,7 @@ class _Jacobian(LinearMap):
 
     def __init__(self, layer: nn.Module, x: Tensor) -> None:
         with _differentiable():
-            output, self._pull = torch.func.vjp(layer, x)
+            output, self._pull = torch.func.vjp(layer, x)[:2]
         super().__init__(tuple(x.shape[1:]), tuple(output.shape[1:]), x.device)
         self._layer: Callable[[Tensor], Tensor] = layer
         self._x = x

@@ -178,7 +178,7 @@ def _parts(module: nn.Module, x: Tensor) -> list[tuple[str, nn.Module, bool]] | 
 
 
 def _agrees(stages: list[Stage], module: nn.Module, x: Tensor, output: Tensor) -> bool:
-    """Return whether the stages compute what the module does, also for another batch size (a trace may have fixed it)."""
+    """Return whether the stages compute what the module does, for any batch size."""
     chain = Chain(stages)
     rtol, atol = (1e-12, 1e-12) if x.dtype == torch.float64 else (1e-5, 1e-6)
     try:
@@ -191,7 +191,7 @@ def _agrees(stages: list[Stage], module: nn.Module, x: Tensor, output: Tensor) -
 
 
 def _with_unique_names(stages: list[Stage]) -> list[Stage]:
-    """Number the uses of a layer that occurs twice: ``act`` and ``act_2``."""
+    """Add numbers for the uses of a layer that occurs twice: ``act`` and ``act_2``."""
     counts: dict[str, int] = {}
     named = []
     for stage in stages:

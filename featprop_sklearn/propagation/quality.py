@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
 import torch
@@ -44,12 +44,8 @@ class TargetQuality:
     @classmethod
     def concatenate(cls, parts: Sequence[TargetQuality]) -> TargetQuality:
         """Join the measures of several batches."""
-        return cls(
-            *(
-                np.concatenate([getattr(part, name) for part in parts])
-                for name in cls.__annotations__
-            )
-        )
+        columns = [[getattr(part, field.name) for part in parts] for field in fields(cls)]
+        return cls(*map(np.concatenate, columns))
 
     def summary(self, weights: NDArray | None = None) -> dict[str, float]:
         """Weighted means: the columns of ``feature_gap`` and of ``report_``.

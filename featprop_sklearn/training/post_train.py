@@ -44,7 +44,7 @@ def post_train(
         The network; the stages up to the last split receive the trained weights.
     splits : sequence of str
         In forward order.
-    data, validation : Labelled
+    data : Labelled
         Samples at the network's input.
     targets : dict of str to Tensor
         Feature targets of ``data`` at each split.
@@ -52,6 +52,8 @@ def post_train(
         Task and head.
     trainer : GradientTrainer
         How a component is trained.
+    validation : Labelled or None
+        Held-out samples at the network's input.
     batch_size : int
         Rows a step.
     seeds : sequence of int
@@ -97,7 +99,7 @@ def post_train(
 
 @torch.no_grad()
 def _carry(data: Labelled, before: Chain, batch_size: int) -> Labelled:
-    """Samples as they arrive at the end of some stages."""
+    """Run samples through the stages before a component."""
     if not len(before):
         return data
     parts = [before(data.inputs[rows]) for rows in batches(len(data), batch_size)]

@@ -30,12 +30,14 @@ def pretrain_default_network(
 
     Parameters
     ----------
-    data, validation : Labelled
-        Samples; held-out ones choose the epoch.
+    data : Labelled
+        Samples.
     n_outputs : int
         Width of the network's output.
     task : str
         As in OutputTargets.
+    validation : Labelled or None
+        Held-out samples, which choose the epoch.
     seed : int
         Of the initial weights.
     verbose : int
