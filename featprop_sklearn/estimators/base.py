@@ -105,6 +105,7 @@ class FeatureBackpropBase(SharedParameters, BaseEstimator, ABC):
         ndarray of shape (n_samples, ...), or dict of str to ndarray
             The targets; by split, where the estimator has several.
         """
+        check_is_fitted(self)
         splits = [self.split_] if isinstance(self.split_, str) else self.split_
         targets = self._propagate(X, y, splits).targets
         arrays = {split: to_array(target) for split, target in targets.items()}
@@ -160,7 +161,10 @@ class FeatureBackpropBase(SharedParameters, BaseEstimator, ABC):
         weights = weights * self._class_weights(y)
         counted = weights > 0
         if not counted.any():
-            raise ValueError("sample_weight is zero for every sample; at least one must count.")
+            raise ValueError(
+                "class_weight and sample_weight together are zero for every sample; at least one "
+                "sample must count."
+            )
         return samples[counted], y[counted], weights[counted]
 
     def _take_network(
@@ -190,6 +194,7 @@ class FeatureBackpropBase(SharedParameters, BaseEstimator, ABC):
             task, outputs, to_tensor(weights[rows], torch.float64, device), type(chain[-1].module)
         )
         self.module_ = module
+        self._sample_shape = samples.shape[1:]
         self._chunks_seen = 0
         self.split_ = splits if _is_several(self.split) else splits[0]
         return interrupted
@@ -286,8 +291,7 @@ class FeatureBackpropBase(SharedParameters, BaseEstimator, ABC):
 
     def _propagate(self, X: ArrayLike, y: ArrayLike, splits: list[str] | None) -> Propagated:
         """Targets and their quality on ``module_``; at every split point if None."""
-        check_is_fitted(self)
-        samples = shape_samples(check_samples(self, X, reset=False), self.input_shape)
+        samples = self._known_samples(X)
         encoded = np.asarray(self._encode(np.asarray(y)))
         if len(encoded) != len(samples):
             raise ValueError(f"X has {len(samples)} samples and y {len(encoded)}.")
@@ -344,10 +348,20 @@ class FeatureBackpropBase(SharedParameters, BaseEstimator, ABC):
 
     def _predict_outputs(self, X: ArrayLike) -> Tensor:
         """Return the outputs of ``module_``, one column per output."""
-        check_is_fitted(self)
-        samples = shape_samples(check_samples(self, X, reset=False), self.input_shape)
+        samples = self._known_samples(X)
         outputs = self._outputs(self.module_, self._tensor(samples, self.module_))
         return outputs.reshape(len(outputs), -1)
+
+    def _known_samples(self, X: ArrayLike) -> NDArray:
+        """Check X against what the network was fitted on."""
+        check_is_fitted(self)
+        samples = shape_samples(check_samples(self, X, reset=False), self.input_shape)
+        if samples.shape[1:] != self._sample_shape:
+            raise ValueError(
+                f"X holds samples of shape {samples.shape[1:]}, but {type(self).__name__} was "
+                f"fitted on samples of shape {self._sample_shape}."
+            )
+        return samples
 
     def _checked_trainer(self) -> GradientTrainer:
         trainer = self.trainer

@@ -198,8 +198,6 @@ class FeatureBackpropRegressor(RegressorMixin, FeatureBackpropBase):
         values = check_array(y, ensure_2d=False, dtype=np.float64, input_name="y")
         if values.ndim == 2 and values.shape[1] == 1:
             values = column_or_1d(values, warn=True)
-        if values.ndim > 2:
-            raise ValueError(f"y must be 1-D or 2-D; got shape {values.shape}.")
         if len(values) != len(samples):
             raise ValueError(f"X has {len(samples)} samples and y {len(values)}.")
         return values

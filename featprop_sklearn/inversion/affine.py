@@ -81,12 +81,16 @@ class AffineInverter(Inverter):
     def invert(self, wanted: Tensor, reference: Tensor) -> SolveResult:
         """Find the nearest preimages."""
         remainder = wanted - self.layer(reference)
-        rhs = remainder.reshape(-1, *self.linear_map.out_shape)
+        # a layer without parameters does not tell where the data will be
+        rhs = remainder.reshape(-1, *self.linear_map.out_shape).to(self.linear_map.device)
         if self.options.bounds is None:
             result = self._solver.solve(rhs)
-            return replace(result, solution=reference + result.solution.reshape(reference.shape))
-        result = self._bounded.solve(rhs, reference.reshape(-1, *self.linear_map.in_shape))
-        return replace(result, solution=result.solution.reshape(reference.shape))
+            found = reference + result.solution.reshape(reference.shape).to(reference.device)
+        else:
+            origin = reference.reshape(-1, *self.linear_map.in_shape).to(rhs.device)
+            result = self._bounded.solve(rhs, origin)
+            found = result.solution.reshape(reference.shape).to(reference.device)
+        return replace(result, solution=found)
 
 
 class RearrangementInverter(Inverter):

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from featprop_sklearn.inversion.base import Bounds
 from featprop_sklearn.least_squares import LinearMap, SolveResult, get_solver
+from featprop_sklearn.least_squares.linear_map import as_rows
 from featprop_sklearn.least_squares.solver import entries, fits_densely
 
 __all__ = ["BoundedLeastSquares"]
@@ -93,8 +94,8 @@ class BoundedLeastSquares:
         if self.prepared is not None:
             unbounded = reference + self.prepared.solve(rhs).solution
             return SolveResult(self.clip(unbounded), damping=self.damping)
-        origin = reference.reshape(len(reference), -1)
-        target = rhs.reshape(len(rhs), -1) @ self.left / self.scale + origin @ self.rows.T
+        origin = as_rows(reference)
+        target = as_rows(rhs) @ self.left / self.scale + origin @ self.rows.T
         rank, columns = self.rows.shape
         size = max(1, CHUNK_BYTES // (8 * max(1, rank * (rank + columns))))
         chunks = [

@@ -7,7 +7,7 @@ from math import sqrt
 import torch
 from torch import Tensor
 
-from featprop_sklearn.least_squares.linear_map import LinearMap
+from featprop_sklearn.least_squares.linear_map import LinearMap, as_rows
 from featprop_sklearn.least_squares.result import SolveResult
 from featprop_sklearn.least_squares.solver import PreparedSolver, Solver, entries, fits_densely
 from featprop_sklearn.least_squares.spectrum import largest_eigenvalue, rank_cutoff
@@ -96,7 +96,7 @@ class _Dense(PreparedSolver):
         self.damping = damping
 
     def solve(self, rhs: Tensor) -> SolveResult:
-        solution = self.factorisation.solve(rhs.reshape(rhs.shape[0], -1))
+        solution = self.factorisation.solve(as_rows(rhs))
         return SolveResult(
             solution.reshape(-1, *self.in_shape), solver="direct", damping=self.damping
         )

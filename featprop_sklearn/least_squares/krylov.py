@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from featprop_sklearn.least_squares.linear_map import LinearMap
+from featprop_sklearn.least_squares.linear_map import LinearMap, as_rows
 from featprop_sklearn.least_squares.result import SolveResult
 from featprop_sklearn.least_squares.solver import PreparedSolver, Solver
 
@@ -183,11 +183,11 @@ class _Watch:
 
 
 def _dot(left: Tensor, right: Tensor) -> Tensor:
-    return (left * right).reshape(len(left), -1).sum(dim=1)
+    return as_rows(left * right).sum(dim=1)
 
 
 def _norm(values: Tensor) -> Tensor:
-    return torch.linalg.vector_norm(values.reshape(len(values), -1), dim=1)
+    return torch.linalg.vector_norm(as_rows(values), dim=1)
 
 
 def _column(scalars: Tensor, like: Tensor) -> Tensor:

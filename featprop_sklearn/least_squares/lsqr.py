@@ -7,7 +7,7 @@ import torch
 from scipy.sparse.linalg import lsqr
 from torch import Tensor
 
-from featprop_sklearn.least_squares.linear_map import LinearMap
+from featprop_sklearn.least_squares.linear_map import LinearMap, as_rows
 from featprop_sklearn.least_squares.result import SolveResult
 from featprop_sklearn.least_squares.solver import PreparedSolver, Solver, fits_densely
 
@@ -62,18 +62,20 @@ class _PreparedLsqr(PreparedSolver):
         self.options = {"atol": solver.atol, "btol": solver.btol, "conlim": 0, "iter_lim": limit}
 
     def solve(self, rhs: Tensor) -> SolveResult:
-        flat = rhs.reshape(rhs.shape[0], -1).cpu().numpy()
-        solutions = np.empty((len(flat), self.linear_map.shape[1]))
+        """Solve one right-hand side after the other."""
+        flat = as_rows(rhs).cpu().numpy()
+        # LSQR's own rules hold an absolute eps: give it vectors of unit norm
+        sizes = np.linalg.norm(flat, axis=1)
+        solutions = np.zeros((len(flat), self.linear_map.shape[1]))
         stops, counts, residuals = [0], [0], [0.0]
-        for row, vector in enumerate(flat):
-            solutions[row], stop, count, *rest = lsqr(
-                self.operator, vector, damp=self.damping, **self.options
+        for row in np.flatnonzero(sizes):
+            found, stop, count, _, _, norm, _, gradient, *_ = lsqr(
+                self.operator, flat[row] / sizes[row], damp=self.damping, **self.options
             )
-            _, _, norm, _, gradient, *_ = rest
-            scale = norm * np.linalg.norm(vector)
+            solutions[row] = sizes[row] * found
             stops.append(stop)
             counts.append(count)
-            residuals.append(gradient / scale if scale > 0 else 0.0)
+            residuals.append(gradient / norm if norm > 0 else 0.0)
         advice = _advice(stops)
         return SolveResult(
             torch.as_tensor(solutions, device=rhs.device).reshape(-1, *self.linear_map.in_shape),

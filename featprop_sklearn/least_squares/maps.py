@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from featprop_sklearn.least_squares.linear_map import LinearMap
+from featprop_sklearn.least_squares.linear_map import LinearMap, as_rows
 
 __all__ = ["BatchMap", "DiagonalMap", "FunctionMap", "MatrixMap", "SelectionMap"]
 
@@ -127,13 +127,13 @@ class SelectionMap(LinearMap):
 
     def apply(self, inputs: Tensor) -> Tensor:
         """Multiply by A: copy."""
-        flat = inputs.reshape(inputs.shape[0], -1)
+        flat = as_rows(inputs)
         padded = torch.nn.functional.pad(flat, (0, 1))
         return padded[:, self._source].reshape(-1, *self.out_shape)
 
     def adjoint(self, outputs: Tensor) -> Tensor:
         """Multiply by A': add up the copies of each entry."""
-        flat = outputs.reshape(outputs.shape[0], -1)
+        flat = as_rows(outputs)
         total = flat.new_zeros(flat.shape[0], self.shape[1] + 1)
         total.index_add_(1, self._source, flat)
         return total[:, :-1].reshape(-1, *self.in_shape)

@@ -42,7 +42,43 @@ def _prelu_of_any_sign() -> nn.Module:
     return layer
 
 
-AFFINE = _rows()
+AFFINE = _rows(
+    Case(lambda: nn.Linear(6, 4), (6,)),
+    Case(lambda: nn.Linear(4, 6), (3, 4), label="Linear-expanding-rows"),
+    Case(lambda: nn.Conv1d(2, 3, 3, stride=2, padding=1), (2, 7)),
+    Case(lambda: nn.Conv2d(2, 3, 3, padding="same", dilation=2), (2, 5, 5)),
+    Case(lambda: nn.Conv2d(2, 4, 2, groups=2, padding=1, padding_mode="reflect"), (2, 4, 4)),
+    Case(lambda: nn.Conv3d(1, 2, 2), (1, 3, 3, 2)),
+    Case(lambda: nn.ConvTranspose1d(3, 2, 3, stride=2, output_padding=1), (3, 4)),
+    Case(lambda: nn.ConvTranspose2d(2, 1, 3, padding=1), (2, 4, 4)),
+    Case(lambda: nn.ConvTranspose3d(1, 1, 2, stride=2), (1, 2, 2, 2)),
+    Case(lambda: nn.BatchNorm1d(4), (4,)),
+    Case(lambda: nn.BatchNorm2d(2), (2, 3, 3)),
+    Case(lambda: nn.BatchNorm3d(2, affine=False), (2, 2, 2, 2)),
+    Case(lambda: nn.AvgPool1d(2), (2, 6)),
+    Case(lambda: nn.AvgPool2d(3, 2, 1, ceil_mode=True, count_include_pad=False), (2, 6, 6)),
+    Case(lambda: nn.AvgPool3d(2, divisor_override=3), (1, 4, 4, 2)),
+    Case(lambda: nn.AdaptiveAvgPool1d(3), (2, 7)),
+    Case(lambda: nn.AdaptiveAvgPool2d(1), (3, 4, 4)),
+    Case(lambda: nn.AdaptiveAvgPool3d((2, None, 1)), (1, 3, 2, 2)),
+    Case(lambda: nn.Upsample(scale_factor=2), (2, 3, 3), label="Upsample-nearest"),
+    Case(lambda: nn.Upsample(size=7, mode="linear"), (2, 4), label="Upsample-linear"),
+    Case(lambda: nn.Upsample(scale_factor=2, mode="bicubic"), (1, 4, 4), label="Upsample-bicubic"),
+    Case(lambda: nn.UpsamplingBilinear2d(scale_factor=2), (2, 3, 3)),
+    Case(lambda: nn.ZeroPad2d((1, 0, 2, 1)), (2, 3, 3)),
+    Case(lambda: nn.ConstantPad1d(2, 0.7), (2, 4)),
+    Case(lambda: nn.ReflectionPad2d(2), (1, 4, 4)),
+    Case(lambda: nn.ReplicationPad3d(1), (1, 2, 2, 2)),
+    Case(lambda: nn.CircularPad2d((1, 1, 0, 2)), (1, 3, 3)),
+    Case(nn.Identity, (2, 3)),
+    Case(nn.Flatten, (2, 3, 2)),
+    Case(lambda: nn.Unflatten(1, (2, 3)), (6,)),
+    Case(lambda: nn.PixelShuffle(2), (4, 2, 3)),
+    Case(lambda: nn.PixelUnshuffle(2), (1, 4, 2)),
+    Case(lambda: nn.ChannelShuffle(2), (4, 3)),
+    Case(nn.Dropout, (5,)),
+    Case(nn.AlphaDropout, (5,)),
+)
 
 ELEMENTWISE_AND_SOFTMAX = _rows(
     Case(nn.Tanh, (5,)),

@@ -1,0 +1,167 @@
+"""Wrong input: each raise of the estimators, with its text."""
+
+import numpy as np
+import pytest
+import torch
+from sklearn.datasets import load_diabetes, load_iris
+from sklearn.exceptions import NotFittedError
+from sklearn.neural_network import MLPClassifier
+from torch import nn
+from torch.utils.data import TensorDataset
+
+from featprop_sklearn import (
+    FeatureBackpropClassifier,
+    FeatureBackpropRegressor,
+    GradientTrainer,
+    feature_gap,
+)
+from featprop_sklearn.inversion import UnsupportedLayerError
+
+X, Y = load_iris(return_X_y=True)
+
+
+class Detached(nn.Module):
+    """Not differentiable: targets cannot pass."""
+
+    def forward(self, x):
+        return x.detach().sign() * x.detach()
+
+
+@pytest.mark.parametrize(
+    ("parameters", "error", "text"),
+    [
+        ({"split": "22"}, ValueError, r"split='22' is not a split point .*Did you mean '2'"),
+        ({"split": 7}, ValueError, r"split=7 is out of range: the network has 3 split points"),
+        ({"split": []}, TypeError, r"split must be a name, an index, a non-empty list"),
+        ({"propagation": "joint"}, ValueError, r"propagation must be one of \['layerwise'"),
+        ({"output_target": "far"}, ValueError, r"output_target must be one of .*'far'"),
+        ({"margin": -1.0}, ValueError, r"margin must be .*-1"),
+        ({"target_step": 0}, ValueError, r"target_step must be a number in \(0, 1\]"),
+        ({"trainer": "adam"}, ValueError, r"trainer must be 'gradient' or a GradientTrainer"),
+        ({"trainer": 3}, TypeError, r"trainer must be 'gradient' or a GradientTrainer; got 3"),
+        ({"alpha": -0.1}, ValueError, r"alpha must be a number >= 0; got -0.1"),
+        (
+            {"trainer": GradientTrainer(), "alpha": 0.1},
+            ValueError,
+            r"alpha=0.1 is a shortcut for trainer='gradient'; with a trainer object",
+        ),
+        ({"trainer": GradientTrainer(lr=-1)}, ValueError, r"lr must be a number >= 0; got -1"),
+        ({"trainer": GradientTrainer(ema_decay=1)}, ValueError, r"ema_decay must be .* < 1; got 1"),
+        (
+            {"trainer": GradientTrainer(max_epochs=1.5)},
+            ValueError,
+            r"max_epochs must be an integer >= 0; got 1.5",
+        ),
+        ({"solver": "lsq", "split": 0}, ValueError, r"solver must be one of .*'lsqr'.*got 'lsq'"),
+        ({"damping": -1, "split": 0}, ValueError, r"damping must be .*-1"),
+        ({"classes": ["a"]}, ValueError, r"classes must be 3 labels"),
+        ({"head": "probs"}, ValueError, r"head must be one of"),
+        ({"head": "probabilities"}, ValueError, r"head='probabilities'"),
+        ({"input_shape": (5,)}, ValueError, r"input_shape=\(5,\) holds 5 values .* X has 4"),
+        ({"input_shape": "flat"}, ValueError, r"input_shape must be a tuple of positive integers"),
+        ({"validation_fraction": 1}, ValueError, r"validation_fraction must be 'auto' or a number"),
+        ({"batch_size": 0}, ValueError, r"batch_size must be 'auto' or an integer >= 1; got 0"),
+        ({"device": "gpu"}, ValueError, r"device='gpu' cannot be used here"),
+        ({"module": nn.Linear}, TypeError, r"module must be a torch.nn.Module.*not the class"),
+        ({"module": MLPClassifier()}, NotFittedError, r"MLPClassifier that has not been fitted"),
+        ({"module": nn.Linear(5, 3)}, ValueError, r"refused X of shape \(n_samples, 4\)"),
+        ({"module": nn.Linear(4, 2)}, ValueError, r"y holds 3 classes .* 2 outputs"),
+        ({"module": nn.ReLU()}, ValueError, r"module has no parameters"),
+        (
+            {"module": nn.Sequential(nn.Unflatten(1, (1, 4)), nn.Linear(4, 3))},
+            ValueError,
+            r"must return one row of outputs per sample.*\(n_samples, 1, 3\)",
+        ),
+        (
+            {"module": nn.Sequential(nn.Linear(4, 3), Detached(), nn.Linear(3, 3)), "split": "0"},
+            UnsupportedLayerError,
+            r"Stage '1': Detached cannot be inverted.*register_inverter\(Detached",
+        ),
+        (
+            {"module": nn.Linear(4, 3).requires_grad_(False)},
+            ValueError,
+            r"No parameter up to split .* can be trained",
+        ),
+    ],
+    ids=lambda value: "-".join(value) if isinstance(value, dict) else "",
+)
+def test_wrong_parameters(mlp, parameters, error, text):
+    classifier = FeatureBackpropClassifier(**{"module": mlp, **parameters})
+    with pytest.raises(error, match=text):
+        classifier.fit(X, Y)
+
+
+@pytest.mark.parametrize(
+    ("samples", "labels", "error", "text"),
+    [
+        (np.where(X[0] == X, np.nan, X), Y, ValueError, "NaN"),
+        (np.where(X[0] == X, np.inf, X), Y, ValueError, "infinity"),
+        (X, Y[:-1], ValueError, "150 samples and y 149"),
+        (X[:0], Y[:0], ValueError, "0 sample"),
+        (X, None, ValueError, "requires y to be passed"),
+        (X, np.linspace(0, 1, 150), ValueError, "Unknown label type"),
+        (X, np.eye(4)[Y], ValueError, "one column an output, 3 of them"),
+        (TensorDataset(torch.zeros(3, 4)), Y[:3], TypeError, "torch Dataset"),
+    ],
+)
+def test_wrong_data(mlp, samples, labels, error, text):
+    with pytest.raises(error, match=text):
+        FeatureBackpropClassifier(mlp).fit(samples, labels)
+
+
+def test_wrong_data_after_fit(mlp):
+    classifier = FeatureBackpropClassifier(mlp, trainer=GradientTrainer(max_epochs=0)).fit(X, Y)
+    with pytest.raises(ValueError, match=r"X has 3 features, but .* is expecting 4"):
+        classifier.predict(X[:, :3])
+    with pytest.raises(ValueError, match="unknown label 7"):
+        classifier.feature_targets(X, np.full(150, 7))
+    with pytest.raises(ValueError, match="150 samples and y 10"):
+        feature_gap(classifier, X, Y[:10])
+    with pytest.raises(ValueError, match="Negative values in data passed to `sample_weight`"):
+        classifier.fit(X, Y, sample_weight=np.full(150, -1.0))
+    with pytest.raises(ValueError, match="zero for every sample"):
+        classifier.set_params(class_weight={0: 0.0, 1: 0.0, 2: 0.0}).fit(X, Y)
+
+
+def test_images_of_another_size_after_fit():
+    net = nn.Sequential(nn.Conv2d(1, 2, 3), nn.Flatten(), nn.Linear(8, 2))
+    images = np.random.default_rng(0).normal(size=(20, 1, 4, 4))
+    classifier = FeatureBackpropClassifier(net, trainer=GradientTrainer(max_epochs=0))
+    classifier.fit(images, np.arange(20) % 2)
+    with pytest.raises(ValueError, match=r"samples of shape \(1, 5, 5\).*fitted on .*\(1, 4, 4\)"):
+        classifier.predict(np.zeros((2, 1, 5, 5)))
+
+
+def test_before_fit(mlp):
+    for call in ("predict", "predict_proba", "decision_function"):
+        with pytest.raises(NotFittedError):
+            getattr(FeatureBackpropClassifier(mlp), call)(X)
+    with pytest.raises(NotFittedError):
+        FeatureBackpropClassifier(mlp).feature_targets(X, Y)
+    with pytest.raises(NotFittedError):
+        feature_gap(FeatureBackpropClassifier(mlp), X, Y)
+
+
+def test_the_default_network_takes_tables_only():
+    with pytest.raises(ValueError, match=r"module=None trains a small network on a table"):
+        FeatureBackpropClassifier().fit(np.zeros((6, 1, 2, 2)), [0, 1] * 3)
+
+
+def test_parameters_of_the_network_cannot_be_set():
+    mlp = MLPClassifier((3,), max_iter=2000, random_state=0, solver="lbfgs").fit(X, Y)
+    classifier = FeatureBackpropClassifier(mlp)
+    assert not any(name.startswith("module__") for name in classifier.get_params())
+    with pytest.raises(ValueError, match="module__alpha cannot be set"):
+        classifier.set_params(module__alpha=1)
+
+
+def test_outputs_that_do_not_fit_the_values():
+    samples, values = load_diabetes(return_X_y=True)
+    with pytest.raises(ValueError, match="y holds 1 value per sample, but the network has 2"):
+        FeatureBackpropRegressor(nn.Linear(10, 2)).fit(samples, values)
+    with pytest.raises(ValueError, match="Found array with dim 3"):
+        FeatureBackpropRegressor(nn.Linear(10, 2)).fit(samples, np.zeros((442, 1, 2)))
+    with pytest.raises(ValueError, match="requires y to be passed"):
+        FeatureBackpropRegressor().fit(samples, None)
+    with pytest.raises(ValueError, match="442 samples and y 3"):
+        FeatureBackpropRegressor().fit(samples, values[:3])

@@ -1,0 +1,86 @@
+"""Solvers by name, what they need, and which one is chosen."""
+
+import pytest
+import torch
+
+from featprop_sklearn.least_squares import (
+    SOLVERS,
+    BatchMap,
+    DiagonalMap,
+    DirectSolver,
+    MatrixMap,
+    choose_solver,
+    get_solver,
+    register_solver,
+)
+
+
+def per_sample():
+    return BatchMap(lambda d: d, lambda r: r, (3,), (3,))
+
+
+def test_names():
+    assert list(SOLVERS) == ["direct", "lsqr", "torch"]
+    assert all(get_solver(name).name == name for name in SOLVERS)
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"), [("direkt", "Did you mean 'direct'"), ("xyz", "got 'xyz'."), (3, "got 3.")]
+)
+def test_unknown_name(name, hint):
+    with pytest.raises(ValueError, match="solver must be one of 'auto', 'direct', 'lsqr', 'torch'"):
+        get_solver(name)
+    with pytest.raises(ValueError, match=hint):
+        get_solver(name)
+
+
+def test_registration(monkeypatch):
+    monkeypatch.delitem(SOLVERS, "torch")  # restored, with all else, afterwards
+
+    class Mine(DirectSolver):
+        name = "torch"
+
+    register_solver("torch", Mine)
+    assert type(get_solver("torch")) is Mine
+
+
+@pytest.mark.parametrize("wrong", [DirectSolver(), int, "direct"])
+def test_registration_of_something_else(wrong):
+    with pytest.raises(TypeError, match=r"must be a subclass of Solver; got .* Pass the class"):
+        register_solver("mine", wrong)
+
+
+def test_auto_is_taken():
+    with pytest.raises(ValueError, match="'auto' stands for the automatic choice"):
+        register_solver("auto", DirectSolver)
+
+
+@pytest.mark.parametrize(("name", "missing"), [("direct", "matrix"), ("lsqr", "sparse")])
+def test_solver_says_what_the_map_lacks(name, missing):
+    message = (
+        f"solver='{name}' needs {missing} of the linear map; BatchMap provides only "
+        "apply, adjoint. Use solver='torch'"
+    )
+    with pytest.raises(ValueError, match=message):
+        get_solver(name).prepare(per_sample(), 0.0)
+
+
+class Huge(MatrixMap):
+    def __init__(self, rows, columns):
+        super().__init__(torch.zeros(1, 1))
+        self.shape = (rows, columns)
+
+
+@pytest.mark.parametrize(
+    ("linear_map", "expected"),
+    [
+        (MatrixMap(torch.ones(3, 4)), "direct"),
+        (DiagonalMap(torch.ones(50_000)), "direct"),
+        (per_sample(), "torch"),
+        (Huge(4096, 8192), "direct"),
+        (Huge(5000, 5000), "torch"),
+        (Huge(1000, 40_000), "torch"),
+    ],
+)
+def test_automatic_choice(linear_map, expected):
+    assert choose_solver(linear_map) == expected
