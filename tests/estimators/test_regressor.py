@@ -33,9 +33,9 @@ def diabetes():
 @pytest.fixture(scope="module")
 def mlp(diabetes):
     X, _, y, _ = diabetes
-    return MLPRegressor((16,), solver="lbfgs", alpha=1.0, max_iter=5000, random_state=0).fit(
-        X[:100], y[:100]
-    )
+    return MLPRegressor(
+        hidden_layer_sizes=(16,), solver="lbfgs", alpha=1.0, max_iter=5000, random_state=0
+    ).fit(X[:100], y[:100])
 
 
 def test_post_training_beats_the_network_as_it_is(diabetes, mlp):
