@@ -96,7 +96,7 @@ def describe(module: object, X: ArrayLike) -> pd.DataFrame:
 
 def _chain(module: object, X: ArrayLike) -> Chain:
     network = private_copy(as_network(module).module)
-    rows = X[:EXAMPLES] if isinstance(X, Tensor) else _first_rows(X)
+    rows = X[:EXAMPLES].detach().cpu() if isinstance(X, Tensor) else _first_rows(X)
     x = to_tensor(rows, module_dtype(network), module_device(network))
     with torch.no_grad():
         return build_chain(network, x)

@@ -43,7 +43,8 @@ def prepare_inverter(
         If a range is asked for and the layer's inverter has none.
     """
     options = options or InversionOptions()
-    twin = private_copy(layer).to(device=device, dtype=torch.float64).requires_grad_(False)
+    twin = _keep_default_eps(private_copy(layer))
+    twin = twin.to(device=device, dtype=torch.float64).requires_grad_(False)
     factory = find_inverter(type(layer)) or GaussNewton
     inverter = factory(twin, Size(in_shape), options)
     if options.bounds is not None and not inverter.supports_bounds:
@@ -53,3 +54,11 @@ def prepare_inverter(
             "Use bounds=None."
         )
     return inverter
+
+
+def _keep_default_eps(twin: nn.Module) -> nn.Module:
+    """Fix the eps that RMSNorm takes from its dtype, so that float64 computes the same layer."""
+    for norm in twin.modules():
+        if isinstance(norm, nn.RMSNorm) and norm.eps is None and norm.weight is not None:
+            norm.eps = torch.finfo(norm.weight.dtype).eps
+    return twin

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import copy
+import itertools
+from collections import OrderedDict
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Size, Tensor, nn
 
 from featprop_sklearn.networks.layers import is_layer
-from featprop_sklearn.networks.tracing import trace_segments
+from featprop_sklearn.networks.tracing import has_rows, trace_segments
 
 __all__ = ["Chain", "Stage", "build_chain", "private_copy"]
 
@@ -95,7 +97,8 @@ def build_chain(module: nn.Module, x: Tensor) -> Chain:
 
     ``nn.Sequential`` is opened, other modules are traced (``torch.fx``) and cut at
     their single-tensor points; what cannot be opened, or does not reproduce the
-    module's output when opened, stays one composite stage.
+    module's output when opened, stays one composite stage. A stage that overwrites its
+    input is made to work on a copy, so that features can be kept.
 
     Parameters
     ----------
@@ -125,7 +128,7 @@ def build_chain(module: nn.Module, x: Tensor) -> Chain:
 def _run_checked(module: nn.Module, x: Tensor) -> None:
     shape = tuple(x.shape)
     try:
-        output = module(x)
+        output = module(x.clone())
     except Exception as error:
         raise ValueError(
             f"The network ({type(module).__name__}) refused X of shape (n_samples, "
@@ -146,7 +149,7 @@ def _run_checked(module: nn.Module, x: Tensor) -> None:
 
 def _open(module: nn.Module, path: str, x: Tensor) -> list[Stage]:
     """Stages of one module on its own input ``x``; one stage if it stays closed."""
-    output = module(x.clone())
+    output = _run_protected(module, x)
     closed = [Stage(path or "network", module, x.shape[1:], output.shape[1:])]
     if is_layer(module):
         return closed
@@ -160,21 +163,54 @@ def _open(module: nn.Module, path: str, x: Tensor) -> list[Stage]:
         if openable:
             new = _open(part, full, value)
         else:
-            new = [Stage(full, part, value.shape[1:], part(value.clone()).shape[1:])]
+            new = [Stage(full, part, value.shape[1:], _run_protected(part, value).shape[1:])]
         stages += new
         for stage in new:
             value = stage.module(value)
     return stages if _agrees(stages, module, x, output) else closed
 
 
+def _run_protected(module: nn.Module, x: Tensor) -> Tensor:
+    """Run a module; if it overwrote its input, have it work on a copy from now on."""
+    given = x.clone()
+    version = given._version
+    output = module(given)
+    if given._version != version:
+        module.register_forward_pre_hook(_copy_input)
+    return output
+
+
+def _copy_input(module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    return (args[0].clone(), *args[1:])
+
+
 def _parts(module: nn.Module, x: Tensor) -> list[tuple[str, nn.Module, bool]] | None:
     """Name, module, whether to open it further; None if the module cannot be opened."""
     if type(module).forward is nn.Sequential.forward:
-        return [(name, child, True) for name, child in module._modules.items() if child] or None
+        return _sequential_parts(module, x)
     segments = trace_segments(module, x)
     if segments is None or (len(segments) == 1 and segments[0].child is None):
         return None
     return [(s.name, s.module, s.child is not None) for s in segments]
+
+
+def _sequential_parts(module: nn.Module, x: Tensor) -> list[tuple[str, nn.Module, bool]] | None:
+    """Children one by one; those that pass on a tuple, or time first, go with the next ones."""
+    parts: list[tuple[str, nn.Module, bool]] = []
+    group: OrderedDict[str, nn.Module] = OrderedDict()
+    value, first = x.clone(), x[:1].clone()
+    for name, child in module._modules.items():
+        assert child is not None  # torch could not have run it
+        try:
+            value, first = child(value), child(first)
+        except Exception:  # whatever it raises, it refuses one row alone
+            return None
+        group[name] = child
+        if has_rows(value, len(x)) and has_rows(first, 1):
+            alone = len(group) == 1
+            parts.append((name, child if alone else nn.Sequential(group), alone))
+            group = OrderedDict()
+    return parts if parts and not group else None
 
 
 def _agrees(stages: list[Stage], module: nn.Module, x: Tensor, output: Tensor) -> bool:
@@ -192,13 +228,17 @@ def _agrees(stages: list[Stage], module: nn.Module, x: Tensor, output: Tensor) -
 
 def _with_unique_names(stages: list[Stage]) -> list[Stage]:
     """Add numbers for the uses of a layer that occurs twice: ``act`` and ``act_2``."""
-    counts: dict[str, int] = {}
+    taken = {stage.name for stage in stages}
+    seen: set[str] = set()
     named = []
     for stage in stages:
-        counts[stage.name] = counts.get(stage.name, 0) + 1
-        again = counts[stage.name]
-        name = stage.name if again == 1 else f"{stage.name}_{again}"
-        named.append(Stage(name, stage.module, stage.in_shape, stage.out_shape))
+        name = stage.name
+        if name in seen:
+            numbered = (f"{stage.name}_{number}" for number in itertools.count(2))
+            name = next(candidate for candidate in numbered if candidate not in taken)
+        seen.add(name)
+        taken.add(name)
+        named.append(replace(stage, name=name))
     return named
 
 

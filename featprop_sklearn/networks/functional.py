@@ -156,11 +156,8 @@ def _options(node: fx.Node, layer_type: type[nn.Module]) -> dict[str, Any] | Non
         if normal is None:
             return None
         given = dict(normal.kwargs)
-    return {
-        key: item
-        for key, item in given.items()
-        if key in allowed and key != "inplace" and not isinstance(item, fx.Node)
-    }
+    options = {k: item for k, item in given.items() if k in allowed and k != "inplace"}
+    return None if any(isinstance(item, fx.Node) for item in options.values()) else options
 
 
 def _permutation(node: fx.Node, value: Tensor) -> nn.Module | None:

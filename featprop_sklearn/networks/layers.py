@@ -16,7 +16,6 @@ def treat_as_layer(layer_type: type[nn.Module]) -> None:
 
 def is_layer(module: nn.Module) -> bool:
     """Return whether the module is one layer: torch's own, or one declared so."""
-    if isinstance(module, nn.Sequential):
-        return False
-    own = type(module).__module__.startswith("torch.nn")
-    return own or isinstance(module, tuple(_TREATED_AS_LAYERS))
+    if isinstance(module, tuple(_TREATED_AS_LAYERS)):
+        return True
+    return type(module).__module__.startswith("torch.nn") and not isinstance(module, nn.Sequential)

@@ -15,9 +15,10 @@ __all__ = ["output_ranges"]
 
 Range = tuple[float, float]
 
-_GELU_MINIMUM = -0.16997120747990369
+_GELU_MINIMUM = {"none": -0.16997120747990369, "tanh": -0.17004075057125407}
 _SILU_MINIMUM = -0.27846454276107380
-_MISH_MINIMUM = -0.30884073226160550
+_MISH_MINIMUM = -0.30884341301725051
+_SELU_INFIMUM = -1.7580993408473766
 
 _ACTIVATIONS: dict[type[nn.Module], Callable[[Any], Range]] = {
     nn.ReLU: lambda _: (0.0, math.inf),
@@ -31,10 +32,11 @@ _ACTIVATIONS: dict[type[nn.Module], Callable[[Any], Range]] = {
     nn.Tanh: lambda _: (-1.0, 1.0),
     nn.Softsign: lambda _: (-1.0, 1.0),
     nn.Softplus: lambda _: (0.0, math.inf),
-    nn.ELU: lambda layer: (-layer.alpha, math.inf),
-    nn.CELU: lambda layer: (-layer.alpha, math.inf),
+    nn.ELU: lambda layer: (min(0.0, -layer.alpha), math.inf),
+    nn.CELU: lambda layer: (-layer.alpha if layer.alpha > 0 else -math.inf, math.inf),
+    nn.SELU: lambda _: (_SELU_INFIMUM, math.inf),
     nn.Hardswish: lambda _: (-0.375, math.inf),
-    nn.GELU: lambda _: (_GELU_MINIMUM, math.inf),
+    nn.GELU: lambda layer: (_GELU_MINIMUM[layer.approximate], math.inf),
     nn.SiLU: lambda _: (_SILU_MINIMUM, math.inf),
     nn.Mish: lambda _: (_MISH_MINIMUM, math.inf),
     Exp: lambda _: (0.0, math.inf),

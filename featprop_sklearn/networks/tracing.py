@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor, fx, nn
 
 from featprop_sklearn.networks.functional import Reshape, layer_of_call
 
-__all__ = ["Segment", "trace_segments"]
+__all__ = ["Segment", "has_rows", "trace_segments"]
 
 
 @dataclass(frozen=True)
@@ -44,6 +46,11 @@ class _Values(fx.Interpreter):
         return value
 
 
+def has_rows(value: object, count: int) -> bool:
+    """Return whether the value is a tensor of so many rows."""
+    return isinstance(value, Tensor) and value.ndim >= 1 and value.shape[0] == count
+
+
 def trace_segments(module: nn.Module, x: Tensor) -> list[Segment] | None:
     """Cut a module's ``forward`` at its single-tensor points.
 
@@ -60,62 +67,69 @@ def trace_segments(module: nn.Module, x: Tensor) -> list[Segment] | None:
         None where ``torch.fx`` cannot follow the forward.
     """
     try:
-        graph = _OneLevel().trace(module)
-        traced = fx.GraphModule(module, graph)
-        _free_reshapes_from_batch_size(traced)
-        values = _Values(traced)
-        values.run(x)
+        # a copy, because some forwards keep their features as attributes
+        traced = fx.GraphModule(module, _OneLevel().trace(copy.copy(module)))
+        values, first = _values(traced, x), _values(traced, x[:1])
     except Exception:  # torch.fx raises nearly anything on a forward that it cannot follow
         return None
-    if sum(node.op == "placeholder" for node in traced.graph.nodes) != 1:
-        return None
-    return _segments(traced, values.values, x.shape[0])
+    # a dimension that follows the number of rows is the batch; one as long by chance is not
+    points = {node for node in values if has_rows(values[node], len(x)) and has_rows(first[node], 1)}
+    _free_reshapes_from_batch_size(traced, values, points)
+    return _segments(traced, values, points)
 
 
-def _free_reshapes_from_batch_size(traced: fx.GraphModule) -> None:
+def _values(traced: fx.GraphModule, x: Tensor) -> dict[fx.Node, object]:
+    runner = _Values(traced)
+    runner.run(x.clone())
+    return runner.values
+
+
+def _free_reshapes_from_batch_size(
+    traced: fx.GraphModule, values: dict[fx.Node, object], points: set[fx.Node]
+) -> None:
     """Turn ``y.view(x.size(0), ...)`` into a layer, so that no batch size crosses the graph."""
     graph = traced.graph
     for node in list(graph.nodes):
-        if node.op != "call_method" or node.target not in ("view", "reshape"):
+        if node.target not in ("view", "reshape", torch.reshape) or node not in points:
             continue
-        sizes = node.args[1] if isinstance(node.args[1], (tuple, list)) else node.args[1:]
-        first, tail = sizes[0], tuple(sizes[1:])
-        if not tail or not all(isinstance(size, int) for size in tail):
+        if node.args[0] not in points:
             continue
-        if isinstance(first, fx.Node) or first == -1:
-            name = f"reshape_{node.name}"
-            traced.add_submodule(name, nn.Flatten() if tail == (-1,) else Reshape(tail))
-            with graph.inserting_before(node):
-                layer = graph.call_module(name, (node.args[0],))
-            layer.meta["written_as"] = node.name
-            node.replace_all_uses_with(layer)
-            graph.erase_node(node)
+        shape = tuple(values[node].shape[1:])  # type: ignore[attr-defined]
+        name = f"reshape_{node.name}"
+        traced.add_submodule(name, nn.Flatten() if len(shape) == 1 else Reshape(shape))
+        with graph.inserting_before(node):
+            layer = graph.call_module(name, (node.args[0],))
+        layer.meta["written_as"] = node.name
+        values[layer] = values[node]
+        points.add(layer)
+        node.replace_all_uses_with(layer)
+        graph.erase_node(node)
     graph.eliminate_dead_code()
     traced.recompile()
 
 
 def _segments(
-    traced: fx.GraphModule, values: dict[fx.Node, object], batch: int
+    traced: fx.GraphModule, values: dict[fx.Node, object], points: set[fx.Node]
 ) -> list[Segment] | None:
-    steps = [n for n in traced.graph.nodes if n.op not in ("placeholder", "get_attr", "output")]
-    (start,) = (n for n in traced.graph.nodes if n.op == "placeholder")
-    (end,) = next(n for n in traced.graph.nodes if n.op == "output").all_input_nodes or (None,)
-    if end is None or end is start:
+    nodes = list(traced.graph.nodes)
+    starts = [n for n in nodes if n.op == "placeholder"]
+    end = nodes[-1].args[0]
+    if len(starts) != 1 or not isinstance(end, fx.Node) or end is starts[0]:
         return None
+    start = starts[0]
+    steps = [n for n in nodes if n.op not in ("placeholder", "get_attr", "output")]
     last_use = {
         source: position for position, step in enumerate(steps) for source in step.all_input_nodes
     }
     segments: list[Segment] = []
     since: list[fx.Node] = []
     previous = start
-    needed_until = last_use[start]  # how far anything computed before this node is still read
+    needed_until = last_use.get(start, 0)  # how far anything computed before this node is still read
     for position, node in enumerate(steps):
         since.append(node)
-        value = values[node]
-        is_point = isinstance(value, Tensor) and value.ndim >= 1 and value.shape[0] == batch
         alone = needed_until <= position
         needed_until = max(needed_until, last_use.get(node, 0))
-        if (node is end) or (is_point and alone):
+        if (node is end) or (node in points and alone):
             segments.append(_segment(traced, values, previous, since))
             previous, since = node, []
         if node is end:
@@ -134,7 +148,7 @@ def _segment(
             child = traced.get_submodule(path)
             return Segment(name, child) if name else Segment(path, child, child=path)
         value, result = values[source], values[last]
-        if last.op in ("call_function", "call_method") and last.args[0] is source:
+        if last.op in ("call_function", "call_method") and last.args[:1] == (source,):
             layer = layer_of_call(last, value, result)  # type: ignore[arg-type]
             if layer is not None:
                 return Segment(last.name, layer)

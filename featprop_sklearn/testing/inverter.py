@@ -137,7 +137,9 @@ class _Check:
             limit = self.promised.tolerance * norms(y)
             promise = "a reachable wanted output y is met, ‖f(x) − y‖ ≤ tolerance·‖y‖"
             self.at_most(self.gap(x, y), limit, promise, y, x0, x)
-        self.best(y, x0, x, [self.sources, *self.candidates(y, x0, x)], reachable=True)
+            self.steady(y, x0, x)
+        if self.promised.nearest:
+            self.nearest(y, x0, x, [self.sources, *self.candidates(y, x0, x)])
 
     def kept_references(self) -> None:
         x0 = self.references
@@ -158,34 +160,32 @@ class _Check:
                 promise = "the output is never farther from y than that of the reference"
                 limit = self.gap(x0, y) + self.slack(y)
                 self.at_most(self.gap(x, y), limit, promise, y, x0, x)
-            if y.abs().max() < HUGE:  # there rounding makes every input as good as the next
-                self.best(y, x0, x, self.candidates(y, x0, x), reachable=False)
+            if y.abs().max() == HUGE:  # there rounding makes any input as good as the next
+                continue
+            if self.promised.nearest:
+                self.steady(y, x0, x)
+            if self.promised.nearest and self.promised.least_residual:
+                self.nearest(y, x0, x, self.candidates(y, x0, x))
 
-    def best(
-        self, y: Tensor, x0: Tensor, x: Tensor, candidates: list[Tensor], *, reachable: bool
-    ) -> None:
-        """Compare with candidates, in output and in distance, and start again from x."""
-        if not self.promised.nearest:
-            return
-        gap, distance = self.gap(x, y), norms(x - x0)
-        for candidate in candidates:
-            candidate_gap = self.gap(candidate, y)
-            if reachable or self.promised.least_residual:
-                promise = "no other input has an output nearer to y"
-                limit = candidate_gap + self.slack(y)
-                self.at_most(gap, limit, promise, y, x0, x, candidate=candidate)
-            as_good = candidate_gap <= gap + ROUNDING * norms(y)
-            nearer = torch.where(as_good, distance - norms(candidate - x0), 0.0)
-            promise = "no other input with an output as near to y lies nearer to the reference"
-            self.at_most(nearer, self.rounding(x0, x), promise, y, x0, x, candidate=candidate)
+    def steady(self, y: Tensor, x0: Tensor, x: Tensor) -> None:
         again = self.invert(y, x)
         promise = "x as the reference gives x again"
         self.at_most(norms(again - x), self.rounding(x0, x), promise, y, x0, x, again=again)
 
+    def nearest(self, y: Tensor, x0: Tensor, x: Tensor, candidates: list[Tensor]) -> None:
+        gap, distance = self.gap(x, y), norms(x - x0)
+        for candidate in candidates:
+            candidate_gap = self.gap(candidate, y)
+            promise = "no other input has an output nearer to y"
+            limit = candidate_gap + self.slack(y)
+            self.at_most(gap, limit, promise, y, x0, x, candidate=candidate)
+            as_good = candidate_gap <= gap + ROUNDING * norms(y)
+            nearer = torch.where(as_good, distance - norms(candidate - x0), 0.0)
+            promise = "no other input with an output as near to y lies nearer to the reference"
+            self.at_most(nearer, self.rounding(x0, x), promise, y, x0, x, candidate=candidate)
+
     def candidates(self, y: Tensor, x0: Tensor, x: Tensor) -> list[Tensor]:
         """Inputs around and between, and preimages found from other references."""
-        if not self.promised.nearest:
-            return []
         spread = norms(x - x0).clamp(min=1e-3).reshape(-1, *[1] * (x0.ndim - 1))
         around = [
             self.promised.within(x0 + reach * spread * self.draw(*x0.shape) / x0[0].numel() ** 0.5)

@@ -129,9 +129,7 @@ def _check_result(
     subject.require(
         result.converged, f"it converges on a {problem}", f"{result.status}, {result.advice!r}"
     )
-    subject.require(
-        result.damping == damping, f"result.damping is {damping}", repr(result.damping)
-    )
+    subject.require(result.damping == damping, f"result.damping is {damping}", repr(result.damping))
     subject.require_at_most(
         norms(found.reshape(expected.shape) - expected),
         TOLERANCE * norms(expected),
