@@ -89,9 +89,10 @@ def check_inverter(
     check.reachable_outputs()
     check.kept_references()
     check.other_outputs()
-    check.private_copy_unchanged()
     check.single_precision(layer)
     check.unchanged("the layer", _state(layer), before)
+    copied = private_copy(layer).double().requires_grad_(False)
+    check.unchanged("the private copy", _state(check.inverter.layer), _state(copied))
 
 
 @dataclass(frozen=True)
@@ -116,9 +117,9 @@ class _Check:
     ) -> None:
         self.subject = Subject(f"The inversion of {layer} for inputs of shape {tuple(in_shape)}")
         self.promised = promised
-        self.layer = private_copy(layer).double().requires_grad_(False)
         options = InversionOptions(damping=0.0, bounds=promised.bounds)
         self.inverter = prepare_inverter(layer, in_shape, options)
+        self.layer = copy.deepcopy(self.inverter.layer)
         self.generator = torch.Generator().manual_seed(seed)
         references = self.draw(N_SAMPLES, *in_shape)
         references[0], references[1] = 0.0, 0.7  # no spread: the hard case of normalisations
@@ -185,7 +186,7 @@ class _Check:
             self.at_most(nearer, self.rounding(x0, x), promise, y, x0, x, candidate=candidate)
 
     def candidates(self, y: Tensor, x0: Tensor, x: Tensor) -> list[Tensor]:
-        """Inputs around and between, and preimages found from other references."""
+        """Return inputs around and between, and preimages found from other references."""
         spread = norms(x - x0).clamp(min=1e-3).reshape(-1, *[1] * (x0.ndim - 1))
         around = [
             self.promised.within(x0 + reach * spread * self.draw(*x0.shape) / x0[0].numel() ** 0.5)
@@ -234,9 +235,6 @@ class _Check:
             promise = "in float32 too, a reachable wanted output is met"
             gap = norms(torch.from_numpy(reached).double() - y)
             self.at_most(gap, limit, promise, y, self.references, x)
-
-    def private_copy_unchanged(self) -> None:
-        self.unchanged("its private copy", _state(self.inverter.layer), _state(self.layer))
 
     def unchanged(self, name: str, now: dict[str, object], before: dict[str, object]) -> None:
         changed = sorted(key for key in now.keys() | before if now.get(key) != before.get(key))

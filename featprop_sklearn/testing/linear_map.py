@@ -1,4 +1,4 @@
-"""The check of a linear map: linear, its adjoint the adjoint, its matrices those of its products."""
+"""The check of a linear map: linear, adjoint and matrices those of the same map."""
 
 from __future__ import annotations
 

@@ -9,7 +9,7 @@ import torch
 from scipy import sparse
 from torch import Tensor
 
-from featprop_sklearn.least_squares import LinearMap, SolveResult, Solver, get_solver
+from featprop_sklearn.least_squares import LinearMap, Solver, SolveResult, get_solver
 from featprop_sklearn.testing.promises import Subject, norms
 
 __all__ = ["check_solver"]

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from featprop_sklearn.networks.functional import Exp
+from featprop_sklearn.networks import Exp, Permute, Rescale, Reshape
 
 
 @dataclass(frozen=True)
@@ -24,6 +24,8 @@ class Case:
     nearest: bool = True
     #: tolerance on the output, relative to its size (1e-5 where the rule promises only that)
     tolerance: float = 1e-9
+    #: outputs out of reach are approached in the Euclidean norm
+    least_residual: bool = True
     label: str = ""
 
     @property
@@ -111,7 +113,7 @@ ELEMENTWISE_AND_SOFTMAX = _rows(
     Case(lambda: nn.Softmax(dim=-1), (5,)),
     Case(lambda: nn.Softmin(dim=1), (4, 2)),
     Case(nn.Softmax2d, (3, 2, 2)),
-    Case(lambda: nn.LogSoftmax(dim=-1), (5,)),
+    Case(lambda: nn.LogSoftmax(dim=-1), (5,), least_residual=False),
 )
 
 # Disjoint windows are exact and nearest, overlapping ones meet what can be met. The tolerance
@@ -140,6 +142,66 @@ POOLS_AND_NORMS = _rows(
     ),
 )
 
-COMPOSITE = _rows()
+
+
+class Residual(nn.Module):
+    """x + part(x)."""
+
+    def __init__(self, part: nn.Module) -> None:
+        super().__init__()
+        self.part = part
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x + self.part(x)
+
+
+class SelfAttention(nn.Module):
+    """nn.MultiheadAttention of a sequence with itself, as a layer of one tensor."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.attention = nn.MultiheadAttention(width, heads, batch_first=True)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.attention(x, x, x, need_weights=False)[0]
+
+
+class Gate(nn.Module):
+    """value(x) * sigmoid(gate(x)), as in gated linear units."""
+
+    def __init__(self, width: int, out: int) -> None:
+        super().__init__()
+        self.value, self.gate = nn.Linear(width, out), nn.Linear(width, out)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.value(x) * self.gate(x).sigmoid()
+
+
+def _composite(layer: Callable[[], nn.Module], in_shape: tuple[int, ...], label: str) -> Case:
+    """Gauss-Newton meets what can be met; it does not promise the nearest preimage."""
+    return Case(layer, in_shape, nearest=False, tolerance=1e-6, label=label)
+
+
+COMPOSITE = _rows(
+    Case(lambda: Reshape((3, 2)), (2, 3)),
+    Case(lambda: Permute((0, 3, 1, 2)), (2, 3, 2)),
+    Case(lambda: Rescale(torch.tensor([2.0, -0.5, 1e-3]), torch.tensor([0.1, 3.0, -2.0])), (3,)),
+    _composite(
+        lambda: Residual(nn.Sequential(nn.Linear(5, 4), nn.Tanh(), nn.Linear(4, 5))),
+        (5,),
+        "residual-MLP",
+    ),
+    _composite(
+        lambda: Residual(
+            nn.Sequential(nn.Conv2d(2, 3, 3, padding=1), nn.ReLU(), nn.Conv2d(3, 2, 3, padding=1))
+        ),
+        (2, 4, 4),
+        "residual-convolutions",
+    ),
+    _composite(lambda: Residual(SelfAttention(4, 2)), (3, 4), "residual-attention"),
+    _composite(lambda: SelfAttention(4, 2), (3, 4), "attention"),
+    _composite(lambda: Gate(5, 3), (5,), "gate"),
+    _composite(nn.GLU, (6,), "GLU"),
+)
 
 CASES = AFFINE + ELEMENTWISE_AND_SOFTMAX + POOLS_AND_NORMS + COMPOSITE
