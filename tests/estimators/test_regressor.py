@@ -40,9 +40,9 @@ def mlp(diabetes):
 
 def test_post_training_beats_the_network_as_it_is(diabetes, mlp):
     X, X_test, y, y_test = diabetes
-    trainer = GradientTrainer(alpha=0.1, lr=3e-2, max_epochs=60)
+    trainer = GradientTrainer(alpha=0.1, lr=1e-2, max_epochs=60)
     regressor = FeatureBackpropRegressor(mlp, trainer=trainer, batch_size=32, random_state=0)
-    regressor.fit(X, y)
+    regressor.fit(X[100:], y[100:])
     assert regressor.score(X_test, y_test) > mlp.score(X_test, y_test) + 0.05
     assert regressor.predict(X_test).shape == y_test.shape
 
