@@ -86,21 +86,26 @@ def _smallest_singular_value(linear_map: LinearMap, shift: float) -> float:
     solver = (
         DirectSolver(svd_limit=SVD_LIMIT)
         if choose_solver(linear_map) == "direct"
-        else KrylovSolver(tolerance=1e-5, max_iterations=2000)
+        else KrylovSolver(tolerance=1e-4, max_iterations=2000)
     )
     prepared = solver.prepare(linear_map, shift)
-    settled = True
+    wide = linear_map.shape[0] <= linear_map.shape[1]
 
     def inverse(vectors: Tensor) -> Tensor:
-        nonlocal settled
-        wide = linear_map.shape[0] <= linear_map.shape[1]
         result = prepared.solve(vectors if wide else linear_map.apply(vectors))
-        settled = settled and result.converged
+        if not result.converged:
+            raise _Unsettled
         return vectors - (linear_map.apply(result.solution) if wide else result.solution)
 
-    wide = linear_map.shape[0] <= linear_map.shape[1]
     shape = linear_map.out_shape if wide else linear_map.in_shape
-    _, vectors = largest_eigenvalue(inverse, shape, linear_map.device, iterations=10)
+    try:
+        _, vectors = largest_eigenvalue(inverse, shape, linear_map.device, iterations=10)
+    except _Unsettled:
+        return 0.0
     found = vectors[:, -1].reshape(1, *shape)
     image = linear_map.adjoint(found) if wide else linear_map.apply(found)
-    return float(torch.linalg.vector_norm(image)) if settled else 0.0
+    return float(torch.linalg.vector_norm(image))
+
+
+class _Unsettled(Exception):  # noqa: N818
+    """The inner solver of the inverse iteration reached its limit."""

@@ -73,7 +73,9 @@ def trace_segments(module: nn.Module, x: Tensor) -> list[Segment] | None:
     except Exception:  # torch.fx raises nearly anything on a forward that it cannot follow
         return None
     # a dimension that follows the number of rows is the batch; one as long by chance is not
-    points = {node for node in values if has_rows(values[node], len(x)) and has_rows(first[node], 1)}
+    points = {
+        node for node in values if has_rows(values[node], len(x)) and has_rows(first[node], 1)
+    }
     _free_reshapes_from_batch_size(traced, values, points)
     return _segments(traced, values, points)
 
@@ -124,7 +126,7 @@ def _segments(
     segments: list[Segment] = []
     since: list[fx.Node] = []
     previous = start
-    needed_until = last_use.get(start, 0)  # how far anything computed before this node is still read
+    needed_until = last_use.get(start, 0)  # how far what came before this node is still read
     for position, node in enumerate(steps):
         since.append(node)
         alone = needed_until <= position
