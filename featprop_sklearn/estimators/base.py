@@ -62,8 +62,6 @@ class FeatureBackpropBase(SharedParameters, BaseEstimator, ABC):
     _shared = ("module",)
     _chunks_seen: int
 
-    _doc_link_module = "featprop_sklearn"
-
     # What a subclass knows -----------------------------------------------------------
 
     @abstractmethod

@@ -217,9 +217,12 @@ class LayerInverter(
     def _met_already(self, y: Tensor, references: NDArray) -> Tensor:
         """Where the layer, in its own precision, gives the wanted output from the reference."""
         met = self._run(references).to(y.dtype) == y
+        low, high = self._inverter.options.bounds or (-torch.inf, torch.inf)
+        x0 = self._double(references)
+        inside = (low <= x0) & (x0 <= high)
         if self._inverter.elementwise:
-            return met
-        rows = met.reshape(len(y), -1).all(dim=1)
+            return met & inside
+        rows = met.reshape(len(y), -1).all(dim=1) & inside.reshape(len(y), -1).all(dim=1)
         return rows.reshape(-1, *(1,) * len(self.in_shape_))
 
     def _references(self, reference: ArrayLike | None, n_samples: int) -> NDArray:

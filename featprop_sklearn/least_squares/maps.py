@@ -113,7 +113,7 @@ class SelectionMap(LinearMap):
 
     Parameters
     ----------
-    index : Tensor of shape (*out_shape), integer
+    index : int64 Tensor of shape (*out_shape)
         Position in the flattened input that the output entry copies; -1 for a zero.
     in_shape : tuple of int
         Shape of one input.

@@ -251,17 +251,17 @@ def open_sequential(module: nn.Module, path: str = "") -> list[tuple[str, nn.Mod
     ValueError
         If a module on the way is neither a layer nor an ``nn.Sequential``.
     """
-    if type(module).forward is nn.Sequential.forward:
-        children = [(n, child) for n, child in module._modules.items() if child is not None]
-        return [
-            item
-            for name, child in children
-            for item in open_sequential(child, f"{path}.{name}" if path else name)
-        ]
-    if not is_layer(module):
+    if is_layer(module):
+        return [(path or "network", module)]
+    if type(module).forward is not nn.Sequential.forward:
         raise ValueError(
             f"{path or 'module'} ({type(module).__name__}) is neither a torch layer nor an "
             "nn.Sequential: its forward can be read only while it runs. "
             "Pass a few rows of data as X=, or register its inversion with register_inverter."
         )
-    return [(path or "network", module)]
+    return [
+        item
+        for name, child in module._modules.items()
+        if child is not None
+        for item in open_sequential(child, f"{path}.{name}" if path else name)
+    ]

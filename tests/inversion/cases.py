@@ -200,9 +200,9 @@ COMPOSITE = _rows(
         (2, 4, 4),
         "residual-convolutions",
     ),
-    _composite(lambda: Residual(SelfAttention(4, 2)), (2, 4), "residual-attention"),
+    _composite(lambda: Residual(SelfAttention(2, 1)), (2, 2), "residual-attention"),
     # far wanted outputs of a bare attention end in local minima
-    _composite(lambda: SelfAttention(4, 2), (2, 4), "attention", meets_reachable=False),
+    _composite(lambda: SelfAttention(2, 1), (2, 2), "attention", meets_reachable=False),
     _composite(lambda: Gate(5, 3), (5,), "gate"),
     _composite(nn.GLU, (6,), "GLU"),
 )

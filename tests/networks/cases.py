@@ -218,6 +218,7 @@ class Case:
     make: object
     shape: tuple
     names: list
+    batch_sizes: tuple = (1, 5)
 
 
 CASES = {
@@ -281,6 +282,6 @@ CASES = {
     "wrong trace": Case(WrongTrace, (3,), ["network"]),
     "wrong trace, by batch size": Case(WrongTraceByBatchSize, (3,), ["network"]),
     "refuses one row": Case(
-        lambda: nn.Sequential(nn.Linear(3, 3), RefusesOneRow()), (3,), ["network"]
+        lambda: nn.Sequential(nn.Linear(3, 3), RefusesOneRow()), (3,), ["network"], (2, 5)
     ),
 }

@@ -11,6 +11,8 @@ from torch import nn
 
 from featprop_sklearn.networks import (
     Chain,
+    Permute,
+    Reshape,
     build_chain,
     is_layer,
     layers,
@@ -18,9 +20,18 @@ from featprop_sklearn.networks import (
     private_copy,
     treat_as_layer,
 )
-from tests.networks.cases import CASES, OwnParameters, Residual, ViewByConstant
+from tests.networks.cases import (
+    CASES,
+    FunctionalCNN,
+    InPlaceClosed,
+    OwnParameters,
+    Permuted,
+    Residual,
+    ViewBySize,
+)
 
 each_case = pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
+each_dtype = pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
 
 
 def normal(*shape, dtype=torch.float64):
@@ -28,8 +39,12 @@ def normal(*shape, dtype=torch.float64):
 
 
 def chain_of(case, rows=8, dtype=torch.float64):
-    module = case.make().to(dtype)
-    return module.eval(), build_chain(private_copy(module), normal(rows, *case.shape, dtype=dtype))
+    network = private_copy(case.make().to(dtype))
+    return network, build_chain(network, normal(rows, *case.shape, dtype=dtype))
+
+
+def stages_by_name(module, *shape):
+    return {s.name: s for s in build_chain(private_copy(module.double()), normal(3, *shape))}
 
 
 @each_case
@@ -38,14 +53,256 @@ def test_names_of_the_stages(case):
 
 
 @each_case
-@pytest.mark.parametrize("built_on", [1, 3, 8])
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
-def test_chain_equals_the_network_on_other_data_and_batch_sizes(case, built_on, dtype):
-    if case.names == ["1", "2"] and dtype == torch.float32:
-        dtype = torch.float64  # torch's float32 LSTM rounds differently with the batch size
-    module, chain = chain_of(case, built_on, dtype)
-    for rows in (1, 5) if "refuses" not in str(case.make) else (5,):
+@each_dtype
+def test_chain_equals_the_network_on_other_data_and_batch_sizes(case, dtype):
+    network, chain = chain_of(case, dtype=dtype)
+    for rows in case.batch_sizes:
         x = normal(rows, *case.shape, dtype=dtype)
-        if case is CASES["refuses one row"] and rows == 1:
-            continue
-        torch.testing.assert_close(chain(x.clone()), module(x.clone()), rtol=0, atol=0)
+        assert torch.equal(chain(x.clone()), network(x.clone()))
+
+
+@each_case
+def test_one_row_of_data_opens_the_network_as_well(case):
+    if 1 not in case.batch_sizes:
+        pytest.skip("the network refuses one row")
+    network, chain = chain_of(case, rows=1)
+    assert chain.names == case.names
+    x = normal(5, *case.shape)
+    assert torch.equal(chain(x.clone()), network(x.clone()))
+
+
+@each_case
+def test_shapes_of_the_stages_are_those_of_the_features(case):
+    _, chain = chain_of(case)
+    before = torch.Size(case.shape)
+    for stage, feature in zip(chain, chain.features(normal(5, *case.shape)), strict=True):
+        assert (stage.in_shape, torch.Size([5, *stage.out_shape])) == (before, feature.shape)
+        before = stage.out_shape
+
+
+@each_case
+def test_no_stage_overwrites_the_data_or_a_feature(case):
+    _, chain = chain_of(case)
+    x = normal(5, *case.shape)
+    given_x = x.clone()
+    kept = list(chain.features(x))
+    at_once = [f.clone() for f in chain.features(given_x.clone())]
+    assert torch.equal(x, given_x)
+    assert all(map(torch.equal, kept, at_once))
+
+
+@each_case
+def test_the_example_data_is_not_overwritten(case):
+    x = normal(8, *case.shape)
+    kept = x.clone()
+    network = private_copy(case.make().double())
+    build_chain(network, x)
+    assert torch.equal(x, kept)
+    network(x)  # the network itself may be run on the training data
+    assert torch.equal(x, kept)
+
+
+@each_case
+def test_the_stages_hold_the_networks_own_parameters(case):
+    network, chain = chain_of(case)
+    assert {id(p) for p in chain.parameters()} == {id(p) for p in network.parameters()}
+    assert len(chain.parameters()) == len(list(network.parameters()))
+
+
+@each_case
+def test_chain_survives_copy_and_pickle(case):
+    _, chain = chain_of(case)
+    x = normal(5, *case.shape)
+    expected = chain(x)
+    assert torch.equal(copy.deepcopy(chain)(x), expected)
+    assert torch.equal(pickle.loads(pickle.dumps(chain))(x), expected)
+
+
+@given(data=st.data())
+def test_random_nested_networks_keep_their_layers_in_order(data):
+    width = 3
+    leaves = st.sampled_from([nn.Linear, nn.Tanh, nn.ReLU, Residual])
+    tree = data.draw(st.recursive(leaves, lambda inner: st.lists(inner, min_size=1, max_size=3)))
+
+    def build(node):
+        if isinstance(node, list):
+            return nn.Sequential(*map(build, node))
+        if node is nn.Linear:
+            return nn.Linear(width, width)
+        return node(width) if node is Residual else node()
+
+    network = private_copy(nn.Sequential(build(tree)).double())
+    chain = build_chain(network, normal(3, width))
+    x = normal(2, width)
+    assert torch.equal(chain(x), network(x))
+    assert len(set(chain.names)) == len(chain)
+    paths = {name for name, _ in network.named_modules()}
+    assert set(chain.names) <= paths
+
+
+def test_calls_become_layers_with_the_same_options():
+    stages = stages_by_name(FunctionalCNN(), 1, 8, 8)
+    types = {
+        "relu": nn.ReLU,
+        "max_pool2d": nn.MaxPool2d,
+        "dropout": nn.Identity,
+        "flatten": Reshape,
+        "softmax": nn.Softmax,
+    }
+    assert {name: type(stages[name].module) for name in types} == types
+    assert stages["max_pool2d"].module.kernel_size == 2
+    assert stages["softmax"].module.dim == 1
+
+
+def test_a_view_with_sizes_read_from_the_data_becomes_a_reshape():
+    assert isinstance(stages_by_name(ViewBySize(), 2, 4, 4)["reshape"].module, nn.Flatten)
+
+
+def test_reordered_dimensions_are_explicit():
+    stages = stages_by_name(Permuted(), 4, 5)
+    assert isinstance(stages["transpose"].module, Permute)
+    assert (stages["permute"].module.dims, stages["transpose"].module.dims) == ((0, 2, 1),) * 2
+
+
+def test_names_are_numbered_around_names_that_are_taken():
+    act, first, second = nn.Tanh(), nn.Linear(3, 3), nn.Linear(3, 3)
+    class Again(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.act, self.act_2, self.act_3 = act, first, second
+
+        def forward(self, x):
+            return self.act(self.act_3(self.act(self.act_2(self.act(x)))))
+
+    names = build_chain(private_copy(Again().double()), normal(3, 3)).names
+    assert names == ["act", "act_2", "act_4", "act_3", "act_5"]
+
+
+def test_composite_stages_can_be_trained():
+    network = private_copy(OwnParameters().double())
+    chain = build_chain(network, normal(3, 3))
+    chain(normal(5, 3)).sum().backward()
+    assert all(p.grad is not None for p in network.parameters())
+
+
+def test_slices_of_a_chain_are_chains():
+    network = private_copy(nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2)).double())
+    chain = build_chain(network, normal(3, 3))
+    x = normal(5, 3)
+    assert isinstance(chain[1:], Chain)
+    assert (chain[-1].name, chain[1:].names) == ("2", ["1", "2"])
+    assert torch.equal(chain[1:](chain[:1](x)), network(x))
+
+
+def test_forwards_that_keep_a_feature_do_not_keep_a_proxy():
+    class Keeps(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.fc = nn.Linear(3, 3)
+
+        def forward(self, x):
+            self.feature = self.fc(x)
+            if x.sum() > 0:  # the trace ends here
+                return self.feature
+            return -self.feature
+
+    network = private_copy(Keeps().double())
+    build_chain(network, normal(3, 3))
+    assert type(network.feature) is torch.Tensor
+
+
+def test_declared_layers_are_not_opened(monkeypatch):
+    monkeypatch.setattr(layers, "_TREATED_AS_LAYERS", set())
+
+    class Block(nn.Sequential):
+        pass
+
+    class Deeper(Block):
+        pass
+
+    network = nn.Sequential(Block(nn.Linear(3, 3), nn.ReLU()), Deeper(nn.Linear(3, 3), nn.Tanh()))
+    assert not is_layer(network[0])
+    treat_as_layer(Block)
+    assert is_layer(network[1])
+    assert build_chain(private_copy(network.double()), normal(3, 3)).names == ["0", "1"]
+    assert [name for name, _ in open_sequential(network)] == ["0", "1"]
+
+
+class TestPrivateCopy:
+    def test_leaves_the_network_as_it_was(self):
+        network = nn.Sequential(nn.Linear(3, 3), nn.ReLU(inplace=True), InPlaceClosed()).double()
+        network[0].bias.requires_grad_(False)
+        handle = network[1].register_forward_hook(lambda *_: None)
+        before = copy.deepcopy(network.state_dict())
+        twin = private_copy(network)
+        build_chain(twin, normal(3, 3))
+        assert network.training
+        assert network[1].inplace
+        assert not network[0].bias.requires_grad
+        assert list(network[1]._forward_hooks) == [handle.id]
+        assert not network[2]._forward_pre_hooks
+        assert all(torch.equal(before[key], t) for key, t in network.state_dict().items())
+        assert not {id(p) for p in network.parameters()} & {id(p) for p in twin.parameters()}
+
+    def test_is_in_eval_mode_and_overwrites_nothing(self):
+        twin = private_copy(nn.Sequential(nn.Dropout(), nn.Sequential(nn.ReLU(inplace=True))))
+        assert not any(layer.training for layer in twin.modules())
+        assert not twin[1][0].inplace
+
+    def test_what_cannot_be_copied(self):
+        network = nn.Linear(2, 2)
+        network.last_feature = network(torch.ones(1, 2))
+        with pytest.raises(
+            ValueError, match=r"module \(Linear\) cannot be copied with copy\.deepcopy: .*\. The "
+        ):
+            private_copy(network)
+
+
+class TestErrors:
+    def test_shape_refused(self):
+        with pytest.raises(
+            ValueError,
+            match=r"The network \(Conv2d\) refused X of shape \(n_samples, 16\) and dtype "
+            r"torch\.float32: .*Pass X in the shape that the network takes, or 2-D with "
+            r"input_shape=\(\.\.\.\)",
+        ):
+            build_chain(nn.Conv2d(1, 1, 3), torch.zeros(2, 16))
+
+    def test_tuple_returned(self):
+        with pytest.raises(
+            ValueError,
+            match=r"The network \(LSTM\) must return one tensor; it returned tuple\. Wrap it in "
+            "a module that returns the logits alone",
+        ):
+            build_chain(nn.LSTM(3, 2, batch_first=True), torch.zeros(2, 5, 3))
+
+    @pytest.mark.parametrize(
+        ("layer", "shape"), [(nn.Flatten(0), r"\(12,\)"), (nn.MSELoss(), r"\(\)")]
+    )
+    def test_wrong_number_of_rows(self, layer, shape):
+        class Network(nn.Module):
+            def forward(self, x):
+                return layer(x, x) if isinstance(layer, nn.MSELoss) else layer(x)
+
+        with pytest.raises(
+            ValueError,
+            match=r"The network \(Network\) must return one row per sample; for 2 samples it "
+            f"returned shape {shape}",
+        ):
+            build_chain(Network(), torch.zeros(2, 6))
+
+    def test_sequential_opened_without_data(self):
+        network = nn.Sequential(nn.Sequential(nn.Linear(3, 3)), nn.Sequential(Residual(3)))
+        with pytest.raises(
+            ValueError,
+            match=r"1\.0 \(Residual\) is neither a torch layer nor an nn\.Sequential: .* Pass a "
+            "few rows of data as X=, or register its inversion",
+        ):
+            open_sequential(network)
+
+
+def test_sequential_opens_without_data():
+    network = CASES["nested Sequential"].make()
+    assert [name for name, _ in open_sequential(network)] == CASES["nested Sequential"].names
+    layer = nn.ReLU()
+    assert open_sequential(layer) == [("network", layer)]
