@@ -16,7 +16,7 @@ __all__ = ["batches", "module_device", "module_dtype", "resolve_device", "to_arr
 
 def to_tensor(array: ArrayLike, dtype: torch.dtype, device: torch.device | str = "cpu") -> Tensor:
     """Copy an array into a tensor of its own memory (read-only arrays are common in joblib)."""
-    return torch.tensor(np.asarray(array), dtype=dtype, device=device)
+    return torch.from_numpy(np.array(np.asarray(array), order="C")).to(device=device, dtype=dtype)
 
 
 def to_array(tensor: Tensor, dtype: np.dtype | type | None = None) -> NDArray:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+import operator
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from sklearn.utils.validation import validate_data
 from torch import Tensor
@@ -44,7 +46,8 @@ def check_samples(estimator: Any, X: Any, *, reset: bool) -> NDArray:
             "(n_samples, ...), for example by stacking its samples, chunk by chunk to partial_fit."
         )
     if isinstance(X, Tensor):
-        X = X.detach().cpu().numpy()
+        X = X.detach().cpu()
+        X = (X.float() if X.dtype in (torch.bfloat16, torch.float16) else X).numpy()
     return validate_data(estimator, X, reset=reset, allow_nd=True, dtype=(np.float64, np.float32))
 
 
@@ -59,7 +62,7 @@ def shape_samples(X: NDArray, input_shape: tuple[int, ...] | None) -> NDArray:
     if input_shape is None:
         return X
     try:
-        shape = tuple(int(size) for size in input_shape)
+        shape = tuple(operator.index(size) for size in input_shape)
     except (TypeError, ValueError):
         shape = ()
     if not shape or min(shape) < 1:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 import warnings
 from abc import ABC, abstractmethod
-from numbers import Integral, Real
+from numbers import Integral
 from typing import Any, Self
 
 import numpy as np
@@ -27,6 +27,11 @@ from featprop_sklearn.data import (
     to_array,
     to_tensor,
 )
+from featprop_sklearn.estimators.checks import (
+    checked_batch_size,
+    checked_fraction,
+    checked_trainer,
+)
 from featprop_sklearn.networks import (
     Network,
     SharedParameters,
@@ -46,10 +51,6 @@ from featprop_sklearn.training import (
 )
 
 __all__ = ["FeatureBackpropBase"]
-
-HOLD_OUT_ABOVE = 200
-HOLD_OUT = 0.25
-BATCH_SIZE = 256
 
 
 class FeatureBackpropBase(SharedParameters, BaseEstimator, ABC):
@@ -114,7 +115,7 @@ class FeatureBackpropBase(SharedParameters, BaseEstimator, ABC):
     def _fit(self, X: ArrayLike, y: NDArray, sample_weight: ArrayLike | None) -> Self:
         """Everything that ``fit`` does once X and y are checked."""
         started = time.perf_counter()
-        trainer = self._checked_trainer()
+        trainer = checked_trainer(self.trainer, self.alpha)
         samples, y, weights = self._weighted(X, y, sample_weight)
         random_state = check_random_state(self.random_state)
         rows, held_out = self._hold_out(y, random_state)
@@ -133,7 +134,7 @@ class FeatureBackpropBase(SharedParameters, BaseEstimator, ABC):
 
     def _partial_fit(self, X: ArrayLike, y: NDArray, sample_weight: ArrayLike | None) -> Self:
         """One pass over a chunk; the first chunk sets the network up."""
-        trainer = clone(self._checked_trainer()).set_params(max_epochs=1)
+        trainer = clone(checked_trainer(self.trainer, self.alpha)).set_params(max_epochs=1)
         samples, y, weights = self._weighted(X, y, sample_weight)
         random_state = check_random_state(self.random_state)
         interrupted = False
@@ -248,7 +249,7 @@ class FeatureBackpropBase(SharedParameters, BaseEstimator, ABC):
             if interrupted:
                 raise KeyboardInterrupt
             chain = build_chain(self.module_, data.inputs[:8])
-            batch_size = self._checked_batch_size(len(data))
+            batch_size = self._rows_at_a_time(len(data))
             found = propagate(
                 self._rule(), chain, data.inputs, data.y, self._output_targets, splits, batch_size
             )
@@ -279,6 +280,9 @@ class FeatureBackpropBase(SharedParameters, BaseEstimator, ABC):
 
     # Pieces ---------------------------------------------------------------------------
 
+    def _rows_at_a_time(self, n_samples: int) -> int:
+        return checked_batch_size(self.batch_size, n_samples, whole=self.module is None)
+
     def _rule(self) -> Any:
         return make_rule(self.propagation, solver=self.solver, damping=self.damping)
 
@@ -297,7 +301,7 @@ class FeatureBackpropBase(SharedParameters, BaseEstimator, ABC):
         labels = _label_tensor(encoded, self._output_targets.task, x.dtype).to(x.device)
         chain = build_chain(self.module_, x[:8])
         names = resolve_splits(splits, chain) if splits else chain_splits(chain)
-        batch_size = self._checked_batch_size(len(x))
+        batch_size = self._rows_at_a_time(len(x))
         return propagate(self._rule(), chain, x, labels, self._output_targets, names, batch_size)
 
     def _labelled(self, samples: NDArray, y: NDArray, weights: NDArray) -> Labelled:
@@ -312,19 +316,11 @@ class FeatureBackpropBase(SharedParameters, BaseEstimator, ABC):
         self, y: NDArray, random_state: np.random.RandomState
     ) -> tuple[NDArray, NDArray | None]:
         """Rows to train on and rows to choose the epoch on."""
-        fraction = self.validation_fraction
-        if fraction == "auto":
-            fraction = HOLD_OUT if len(y) > HOLD_OUT_ABOVE else 0.0
-        real = isinstance(fraction, Real) and not isinstance(fraction, bool)
-        if not (real and 0 <= float(fraction) < 1):
-            raise ValueError(
-                "validation_fraction must be 'auto' or a number >= 0 and < 1; "
-                f"got {self.validation_fraction!r}."
-            )
+        fraction = checked_fraction(self.validation_fraction, len(y))
         everything = np.arange(len(y))
         if fraction == 0:
             return everything, None
-        return self._split_rows(everything, y, float(fraction), random_state)
+        return self._split_rows(everything, y, fraction, random_state)
 
     def _split_rows(
         self, rows: NDArray, y: NDArray, fraction: float, random_state: np.random.RandomState
@@ -334,7 +330,7 @@ class FeatureBackpropBase(SharedParameters, BaseEstimator, ABC):
     @torch.no_grad()
     def _outputs(self, module: torch.nn.Module, x: Tensor) -> Tensor:
         module.eval()
-        batch_size = self._checked_batch_size(len(x))
+        batch_size = self._rows_at_a_time(len(x))
         outputs = torch.cat([module(x[rows]) for rows in batches(len(x), batch_size)])
         if outputs.ndim > 2:
             raise ValueError(
@@ -360,77 +356,6 @@ class FeatureBackpropBase(SharedParameters, BaseEstimator, ABC):
                 f"fitted on samples of shape {self._sample_shape}."
             )
         return samples
-
-    def _checked_trainer(self) -> GradientTrainer:
-        trainer = self.trainer
-        if isinstance(trainer, str):
-            if trainer != "gradient":
-                raise ValueError(
-                    f"trainer must be 'gradient' or a GradientTrainer; got {trainer!r}."
-                )
-            made = GradientTrainer() if self.alpha is None else GradientTrainer(alpha=self.alpha)
-            made.check()
-            return made
-        if not isinstance(trainer, GradientTrainer):
-            raise TypeError(f"trainer must be 'gradient' or a GradientTrainer; got {trainer!r}.")
-        if self.alpha is not None:
-            raise ValueError(
-                f"alpha={self.alpha!r} is a shortcut for trainer='gradient'; with a trainer object "
-                f"set it there: GradientTrainer(alpha={self.alpha!r}), or trainer__alpha."
-            )
-        trainer.check()
-        return trainer
-
-    def _checked_batch_size(self, n_samples: int) -> int:
-        if self.batch_size == "auto":
-            return n_samples if self.module is None else BATCH_SIZE
-        if isinstance(self.batch_size, Integral) and int(self.batch_size) >= 1:
-            return int(self.batch_size)
-        raise ValueError(f"batch_size must be 'auto' or an integer >= 1; got {self.batch_size!r}.")
-
-    # Parameters -----------------------------------------------------------------------
-
-    def get_params(self, deep: bool = True) -> dict[str, Any]:
-        """Get parameters; those of ``module`` are not ours to show or to set.
-
-        Parameters
-        ----------
-        deep : bool, default=True
-            Whether to include ``trainer__...``.
-
-        Returns
-        -------
-        dict
-            Parameter names and values.
-        """
-        parameters = super().get_params(deep=deep)
-        return {name: p for name, p in parameters.items() if not name.startswith("module__")}
-
-    def set_params(self, **params: Any) -> Self:
-        """Set parameters, ``trainer__...`` included.
-
-        Parameters
-        ----------
-        **params : dict
-            Parameter names and values.
-
-        Returns
-        -------
-        self
-            The estimator.
-
-        Raises
-        ------
-        ValueError
-            For ``module__...``: the network is pretrained, its parameters are fixed.
-        """
-        inner = [name for name in params if name.startswith("module__")]
-        if inner:
-            raise ValueError(
-                f"{inner[0]} cannot be set: module is a pretrained network, and changing it here "
-                "would change yours. Set module itself."
-            )
-        return super().set_params(**params)
 
 
 def _is_several(split: object) -> bool:

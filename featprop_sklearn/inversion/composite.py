@@ -10,13 +10,19 @@ from torch import Size, Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from featprop_sklearn.inversion.base import InversionOptions, Inverter, UnsupportedLayerError
-from featprop_sklearn.least_squares import KrylovSolver, LinearMap, SolveResult
+from featprop_sklearn.least_squares import BatchMap, KrylovSolver, LinearMap, SolveResult
 
 __all__ = ["GaussNewton"]
 
 MET = 1e-10
 STATIONARY = 1e-6
-MAX_STEPS = 30
+SHARE = 1e-4
+PROGRESS = 1e-3
+ROUNDING = 1e-13
+STOP = 1e-7
+#: μ relative to σ_max
+SMALLEST_TRUST, LARGEST_TRUST = 1e-3, 1e2
+MAX_STEPS = 50
 MAX_HALVINGS = 8
 
 
@@ -28,9 +34,11 @@ class GaussNewton(Inverter):
 
         x⁺ = x0 + argmin_e ‖J e − (y − f(x) + J (x − x0))‖² + λ²‖e‖²
 
-    with backtracking on ‖y − f(x)‖; where that fails, a step towards the wanted output
-    alone, ``argmin_p ‖J p − (y − f(x))‖² + λ²‖p‖²``. The answer is exact for an affine
-    stage and a stationary point elsewhere; it is never worse than the reference.
+    with backtracking on ‖y − f(x)‖; where that makes hardly any progress, a step of
+    Levenberg and Marquardt towards the wanted output alone, ``argmin_p ‖J p − (y − f(x))‖² +
+    μ²‖p‖²``, with a μ per sample that grows where steps fail. The answer is exact for an
+    affine stage and otherwise tends to a stationary point, slowly where the wanted output
+    stays far; it is never worse than the reference.
 
     A number as ``damping`` is the λ of ``‖f(x) − y‖² + λ²‖x − x0‖²``. With "auto" the
     steps use λ = σ_max(J)/1e3 and the output is still met as far as possible.
@@ -50,10 +58,13 @@ class GaussNewton(Inverter):
         name = type(self.layer).__name__
         tensors = [*self.layer.parameters(), *self.layer.buffers()]
         device = tensors[0].device if tensors else torch.device("cpu")
-        probe = torch.ones(2, *self.in_shape, dtype=torch.float64, device=device)
+        ones = torch.ones(5, *self.in_shape, dtype=torch.float64, device=device)
+        probe = ones * _like(torch.linspace(0.0, 1.0, 5, device=device), ones)
         try:
-            output = _Jacobian(self.layer, probe).apply(torch.ones_like(probe))
-            reason = "" if output.is_floating_point() else f"its output is {output.dtype}"
+            change = _Jacobian(self.layer, probe).apply(torch.ones_like(probe))
+            output = self.layer(probe)
+            flat = not change.any() and bool((output != output[:1]).any())
+            reason = "its derivative is zero although its output varies" if flat else ""
         except Exception as error:  # whatever a user's forward may raise
             reason = str(error).strip().splitlines()[0] if str(error) else type(error).__name__
         if reason:
@@ -72,23 +83,50 @@ class GaussNewton(Inverter):
                 break
             state.steps += 1
             jacobian = _Jacobian(self.layer, state.x)
+            sigma = _largest_singular_values(jacobian, state.residual)
             if self.options.damping == "auto":
-                damping = _largest_singular_value(jacobian, state.residual) / 1e3
-            solve = KrylovSolver(tolerance=1e-12, max_iterations=500).prepare(jacobian, damping)
-            centred = solve.solve(state.residual + jacobian.apply(state.x - reference)).solution
-            moved = state.try_step(reference + centred - state.x)
-            if self.penalty == 0.0 and not bool(moved[state.active].all()):
-                restoring = solve.solve(state.residual).solution
-                moved = moved | state.try_step(restoring, only=~moved)
-            state.active = state.active & moved
+                damping = float(sigma.max()) * SMALLEST_TRUST
+            gradient = state.gradient(jacobian)
+            # a step that damping holds back makes hardly any progress: restoring then helps more
+            progress = ROUNDING if self.penalty else PROGRESS
+            moved = state.try_step(self._centred(jacobian, state, damping), gradient, progress)
+            if not bool(moved[state.active].all()):
+                step = self._restoring(jacobian, state, sigma)
+                restored = state.try_step(step, gradient, ROUNDING, only=~moved)
+                state.adapt(moved, restored)
+                done = state.stationary(gradient, sigma, STOP) | (state.trust >= LARGEST_TRUST)
+                state.active = state.active & (moved | restored | ~done)
         return self._result(state, damping)
+
+    def _centred(self, jacobian: LinearMap, state: _Search, damping: float) -> Tensor:
+        solve = KrylovSolver(tolerance=1e-12, max_iterations=500).prepare(jacobian, damping)
+        centred = solve.solve(state.residual + jacobian.apply(state.x - state.reference)).solution
+        return state.reference + centred - state.x
+
+    def _restoring(self, jacobian: LinearMap, state: _Search, sigma: Tensor) -> Tensor:
+        """Solve min ‖J p − r‖² + λ²‖x + p − x0‖² + μ²‖p‖², every sample with its own μ."""
+        scale = _like((state.trust * sigma.clamp_min(1e-12)).reciprocal(), state.x.flatten(1))
+        size, penalty = jacobian.shape[0], self.penalty
+
+        def apply(p: Tensor) -> Tensor:
+            return scale * torch.cat([jacobian.apply(p).flatten(1), penalty * p.flatten(1)], dim=1)
+
+        def adjoint(r: Tensor) -> Tensor:
+            image, shift = (scale * r).split([size, r.shape[1] - size], dim=1)
+            pulled = jacobian.adjoint(image.reshape(-1, *jacobian.out_shape))
+            return pulled + penalty * shift.reshape(pulled.shape)
+
+        stacked = BatchMap(apply, adjoint, jacobian.in_shape, (sum(jacobian.shape),), scale.device)
+        offset = penalty * (state.reference - state.x)
+        rhs = scale * torch.cat([state.residual.flatten(1), offset.flatten(1)], dim=1)
+        solver = KrylovSolver(tolerance=1e-12, max_iterations=500)
+        return solver.prepare(stacked, 1.0).solve(rhs).solution
 
     def _result(self, state: _Search, damping: float) -> SolveResult:
         relative = state.relative_residual()
-        gradient = _Jacobian(self.layer, state.x).adjoint(state.residual)
-        gradient = gradient - self.penalty**2 * (state.x - state.reference)
-        scale = _largest_singular_value(_Jacobian(self.layer, state.x), state.residual)
-        stationary = _norm(gradient) <= STATIONARY * scale * _norm(state.residual) + 1e-300
+        jacobian = _Jacobian(self.layer, state.x)
+        sigma = _largest_singular_values(jacobian, state.residual)
+        stationary = state.stationary(state.gradient(jacobian), sigma, STATIONARY)
         short = int((~(stationary | (relative <= STATIONARY))).sum())
         return SolveResult(
             state.x,
@@ -139,20 +177,46 @@ class _Search:
         self.x = reference
         self.residual = wanted - layer(reference)
         self.active = self.relative_residual() > MET
+        self.trust = torch.full_like(self.active, SMALLEST_TRUST, dtype=reference.dtype)
         self.steps = 0
+
+    def stationary(self, gradient: Tensor, sigma: Tensor, tolerance: float) -> Tensor:
+        """Where the merit is flat, or the wanted output met."""
+        size = self._merit(self.x, self.residual).sqrt()
+        flat = _norm(gradient) <= tolerance * (sigma + self.penalty) * size
+        return flat | (self.relative_residual() <= MET)
+
+    def adapt(self, moved: Tensor, restored: Tensor) -> None:
+        """Take smaller steps where they failed, larger ones again where they helped."""
+        changed = torch.where(restored, self.trust / 3, self.trust * 10)
+        changed = changed.clamp(SMALLEST_TRUST, LARGEST_TRUST)
+        self.trust = torch.where(moved | ~self.active, self.trust, changed)
 
     def relative_residual(self) -> Tensor:
         return _norm(self.residual) / _norm(self.wanted).clamp_min(1e-12)
 
-    def try_step(self, step: Tensor, only: Tensor | None = None) -> Tensor:
-        """Move the active samples along a step, halved until it helps; return who moved."""
+    def gradient(self, jacobian: LinearMap) -> Tensor:
+        """Return minus half the gradient of the merit, the way down."""
+        return jacobian.adjoint(self.residual) - self.penalty**2 * (self.x - self.reference)
+
+    def try_step(
+        self, step: Tensor, gradient: Tensor, progress: float, only: Tensor | None = None
+    ) -> Tensor:
+        """Move the active samples along a step, halved until it helps; return who moved.
+
+        Helping is a fair share of the decrease that the slope predicts, and ``progress``
+        at least, relative to the merit and the length of the step.
+        """
         open_ = self.active if only is None else self.active & only
         moved = torch.zeros_like(open_)
+        slope = 2 * (gradient * step).reshape(len(step), -1).sum(dim=1)
+        least = torch.maximum(SHARE * slope, progress * self._merit(self.x, self.residual))
+        least = torch.where(slope > 0, least, torch.inf)
         length = 1.0
         for _ in range(MAX_HALVINGS):
             candidate = self.x + length * step
             residual = self.wanted - self.layer(candidate)
-            better = open_ & self._improves(candidate, residual, length)
+            better = open_ & self._improves(candidate, residual, length * least)
             self.x = torch.where(_like(better, self.x), candidate, self.x)
             self.residual = torch.where(_like(better, residual), residual, self.residual)
             moved, open_ = moved | better, open_ & ~better
@@ -161,28 +225,28 @@ class _Search:
             length /= 2
         return moved
 
-    def _improves(self, candidate: Tensor, residual: Tensor, length: float) -> Tensor:
+    def _improves(self, candidate: Tensor, residual: Tensor, least: Tensor) -> Tensor:
         new, old = self._merit(candidate, residual), self._merit(self.x, self.residual)
         far, near = _norm(self.x - self.reference), _norm(candidate - self.reference)
         met = MET * _norm(self.wanted).clamp_min(1e-12)
         # among inputs that meet the wanted output, nearer is better
         both_meet = (_norm(residual) <= met) & (_norm(self.residual) <= met)
         nearer = near < (1 - 1e-9) * far
-        return (new < (1 - 1e-3 * length) * old) | (both_meet & nearer)
+        return (new < old - least) | (both_meet & nearer)
 
     def _merit(self, x: Tensor, residual: Tensor) -> Tensor:
         return _norm(residual) ** 2 + self.penalty**2 * _norm(x - self.reference) ** 2
 
 
-def _largest_singular_value(jacobian: LinearMap, start: Tensor) -> float:
-    """Estimate σ_max over the samples by power iteration, within about a tenth."""
+def _largest_singular_values(jacobian: LinearMap, start: Tensor) -> Tensor:
+    """Estimate σ_max of each sample by power iteration, within about a tenth."""
     direction = jacobian.adjoint(torch.where(start == 0, 1.0, start))
     size = _norm(direction)
     for _ in range(8):
         unit = direction / _like(size.clamp_min(1e-300), direction)
         direction = jacobian.adjoint(jacobian.apply(unit))
         size = _norm(direction)
-    return float(size.max().sqrt()) if len(size) else 0.0
+    return size.sqrt()
 
 
 @contextlib.contextmanager
@@ -198,7 +262,7 @@ def _differentiable() -> Iterator[None]:
 
 
 def _norm(values: Tensor) -> Tensor:
-    return torch.linalg.vector_norm(values.reshape(len(values), -1), dim=1)
+    return torch.linalg.vector_norm(values.flatten(1), dim=1)
 
 
 def _like(rows: Tensor, like: Tensor) -> Tensor:

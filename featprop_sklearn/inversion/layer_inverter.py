@@ -23,7 +23,7 @@ from featprop_sklearn.data import (
 )
 from featprop_sklearn.inversion.base import Bounds, InversionOptions
 from featprop_sklearn.inversion.prepare import prepare_inverter
-from featprop_sklearn.networks import SharedParameters, private_copy
+from featprop_sklearn.networks import SharedParameters, private_layer
 
 __all__ = ["LayerInverter"]
 
@@ -118,7 +118,7 @@ class LayerInverter(
             The fitted transformer.
         """
         samples = check_samples(self, X, reset=True)
-        self.layer_ = private_copy(self._checked_layer()).requires_grad_(False)
+        self.layer_ = private_layer(self._checked_layer()).requires_grad_(False)
         self.in_shape_ = samples.shape[1:]
         self.mean_ = samples.mean(axis=0, dtype=np.float64)
         first = self._run(samples[:1])

@@ -8,7 +8,7 @@ from torch import Size, nn
 from featprop_sklearn.inversion.base import InversionOptions, Inverter
 from featprop_sklearn.inversion.composite import GaussNewton
 from featprop_sklearn.inversion.registry import find_inverter
-from featprop_sklearn.networks import private_copy
+from featprop_sklearn.networks import private_layer
 
 __all__ = ["prepare_inverter"]
 
@@ -43,10 +43,11 @@ def prepare_inverter(
         If a range is asked for and the layer's inverter has none.
     """
     options = options or InversionOptions()
-    twin = _keep_default_eps(private_copy(layer))
+    twin = _keep_default_eps(private_layer(layer))
     twin = twin.to(device=device, dtype=torch.float64).requires_grad_(False)
     factory = find_inverter(type(layer)) or GaussNewton
-    inverter = factory(twin, Size(in_shape), options)
+    with torch.device(device):  # a layer without parameters does not say where it works
+        inverter = factory(twin, Size(in_shape), options)
     if options.bounds is not None and not inverter.supports_bounds:
         raise ValueError(
             f"bounds={options.bounds} is not available for {type(layer).__name__}: a range on the "

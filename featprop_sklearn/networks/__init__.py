@@ -1,6 +1,13 @@
 """The user's network, read as a chain of stages."""
 
-from featprop_sklearn.networks.chain import Chain, Stage, build_chain, open_sequential, private_copy
+from featprop_sklearn.networks.chain import (
+    Chain,
+    Stage,
+    build_chain,
+    open_sequential,
+    private_copy,
+    private_layer,
+)
 from featprop_sklearn.networks.conversion import Network, as_network
 from featprop_sklearn.networks.default import Rescale, default_network, weighted_moments
 from featprop_sklearn.networks.functional import Exp, Permute, Reshape
@@ -27,6 +34,7 @@ __all__ = [
     "open_sequential",
     "output_ranges",
     "private_copy",
+    "private_layer",
     "resolve_splits",
     "treat_as_layer",
     "weighted_moments",

@@ -14,7 +14,7 @@ from torch import Size, Tensor, nn
 from featprop_sklearn.networks.layers import is_layer
 from featprop_sklearn.networks.tracing import has_rows, trace_segments
 
-__all__ = ["Chain", "Stage", "build_chain", "private_copy"]
+__all__ = ["Chain", "Stage", "build_chain", "private_copy", "private_layer"]
 
 
 @dataclass(frozen=True)
@@ -86,9 +86,20 @@ def private_copy(module: nn.Module) -> nn.Module:
             "The estimators never change the network that they are given, so they need a copy: "
             "remove what cannot be copied (open files, tensors with a history, exported programs)."
         ) from error
-    for layer in twin.modules():
-        if getattr(layer, "inplace", False) is True:
-            setattr(layer, "inplace", False)  # noqa: B010 - features are kept, so no layer may overwrite them
+    return twin
+
+
+def private_layer(layer: nn.Module) -> nn.Module:
+    """Copy a layer to work on: eval mode, its input never overwritten.
+
+    Raises
+    ------
+    ValueError
+        If the layer cannot be copied.
+    """
+    twin = private_copy(layer)
+    if any(getattr(part, "inplace", False) for part in twin.modules()):
+        twin.register_forward_pre_hook(_copy_input)
     return twin
 
 

@@ -128,7 +128,7 @@ def layer_of_call(node: fx.Node, value: Tensor, result: Tensor) -> nn.Module | N
     Returns
     -------
     nn.Module or None
-        A module of one tensor, in eval mode.
+        A module of one tensor.
     """
     target = node.target
     name = target if isinstance(target, str) else getattr(target, "__name__", "")
@@ -142,7 +142,7 @@ def layer_of_call(node: fx.Node, value: Tensor, result: Tensor) -> nn.Module | N
     if layer_type is None:
         return None
     options = _options(node, layer_type)
-    return None if options is None else layer_type(**options).eval()
+    return None if options is None else layer_type(**options)
 
 
 def _options(node: fx.Node, layer_type: type[nn.Module]) -> dict[str, Any] | None:
@@ -156,7 +156,11 @@ def _options(node: fx.Node, layer_type: type[nn.Module]) -> dict[str, Any] | Non
         if normal is None:
             return None
         given = dict(normal.kwargs)
-    options = {k: item for k, item in given.items() if k in allowed and k != "inplace"}
+    options = {
+        key: item
+        for key, item in given.items()
+        if key in allowed and key != "inplace" and item != []  # stride=[] is avg_pool's default
+    }
     return None if any(isinstance(item, fx.Node) for item in options.values()) else options
 
 

@@ -98,7 +98,7 @@ def _free_reshapes_from_batch_size(
             continue
         shape = tuple(values[node].shape[1:])  # type: ignore[attr-defined]
         name = f"reshape_{node.name}"
-        traced.add_submodule(name, nn.Flatten() if len(shape) == 1 else Reshape(shape))
+        traced.add_submodule(name, (nn.Flatten() if len(shape) == 1 else Reshape(shape)).eval())
         with graph.inserting_before(node):
             layer = graph.call_module(name, (node.args[0],))
         layer.meta["written_as"] = node.name
@@ -153,7 +153,7 @@ def _segment(
         if last.op in ("call_function", "call_method") and last.args[:1] == (source,):
             layer = layer_of_call(last, value, result)  # type: ignore[arg-type]
             if layer is not None:
-                return Segment(last.name, layer)
+                return Segment(last.name, layer.eval())
     return Segment(last.name, _composite(traced, source, nodes))
 
 

@@ -12,7 +12,7 @@ from sklearn.exceptions import ConvergenceWarning
 from torch import Tensor, nn
 
 from featprop_sklearn.inversion import InversionOptions, LayerInverter, prepare_inverter
-from featprop_sklearn.networks import private_copy
+from featprop_sklearn.networks import private_layer
 from featprop_sklearn.testing.promises import Subject, norms
 
 __all__ = ["check_inverter"]
@@ -91,7 +91,7 @@ def check_inverter(
     check.other_outputs()
     check.single_precision(layer)
     check.unchanged("the layer", _state(layer), before)
-    copied = private_copy(layer).double().requires_grad_(False)
+    copied = private_layer(layer).double().requires_grad_(False)
     check.unchanged("the private copy", _state(check.inverter.layer), _state(copied))
 
 

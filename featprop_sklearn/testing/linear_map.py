@@ -66,7 +66,7 @@ def check_linear_map(
         matrix = torch.from_numpy(linear_map.sparse().toarray())
         _check_matrix(subject, linear_map, matrix, "sparse()", d)
     if dense is not None:
-        matrix = torch.from_numpy(np.array(dense, dtype=np.float64))
+        matrix = torch.from_numpy(np.asarray(dense).astype(np.float64))
         _check_matrix(subject, linear_map, matrix, "dense", d)
 
 

@@ -240,9 +240,7 @@ CASES = {
     "view by batch size": Case(ViewByBatchSize, (2, 4, 4), ["conv", "view", "fc"]),
     "view by size": Case(ViewBySize, (2, 4, 4), ["conv", "reshape", "fc"]),
     "view by constant": Case(ViewByConstant, (2, 4, 4), ["conv", "view", "fc"]),
-    "permuted": Case(
-        Permuted, (4, 5), ["permute", "mix", "transpose", "mean", "repeat", "fc"]
-    ),
+    "permuted": Case(Permuted, (4, 5), ["permute", "mix", "transpose", "mean", "repeat", "fc"]),
     "residual blocks": Case(
         lambda: nn.Sequential(nn.Linear(3, 6), Residual(6), nn.ReLU(inplace=True), Residual(6)),
         (3,),

@@ -18,6 +18,7 @@ from featprop_sklearn.networks import (
     layers,
     open_sequential,
     private_copy,
+    private_layer,
     treat_as_layer,
 )
 from tests.networks.cases import (
@@ -166,6 +167,7 @@ def test_reordered_dimensions_are_explicit():
 
 def test_names_are_numbered_around_names_that_are_taken():
     act, first, second = nn.Tanh(), nn.Linear(3, 3), nn.Linear(3, 3)
+
     class Again(nn.Module):
         def __init__(self):
             super().__init__()
@@ -244,10 +246,36 @@ class TestPrivateCopy:
         assert all(torch.equal(before[key], t) for key, t in network.state_dict().items())
         assert not {id(p) for p in network.parameters()} & {id(p) for p in twin.parameters()}
 
-    def test_is_in_eval_mode_and_overwrites_nothing(self):
-        twin = private_copy(nn.Sequential(nn.Dropout(), nn.Sequential(nn.ReLU(inplace=True))))
+    def test_is_in_eval_mode(self):
+        twin = private_copy(nn.Sequential(nn.Dropout(), nn.ReLU()))
         assert not any(layer.training for layer in twin.modules())
-        assert not twin[1][0].inplace
+
+    def test_what_is_done_in_place_and_not_returned_still_counts(self):
+        class Ignores(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.act = nn.ReLU(inplace=True)
+
+            def forward(self, x):
+                self.act(x)
+                return x
+
+        network = nn.Sequential(nn.Linear(3, 4), Ignores(), nn.Linear(4, 2)).double()
+        x = normal(5, 3)
+        twin = private_copy(network)
+        chain = build_chain(twin, x)
+        expected = network(x)
+        torch.testing.assert_close(chain(x), expected)
+        torch.testing.assert_close(twin(x), expected)
+        features = list(chain.features(x))
+        torch.testing.assert_close(features[0], network[0](x))
+        assert (features[1] >= 0).all()
+
+    def test_a_private_layer_overwrites_nothing(self):
+        x = normal(5, 3)
+        given = x.clone()
+        private_layer(nn.ReLU(inplace=True))(given)
+        assert torch.equal(given, x)
 
     def test_what_cannot_be_copied(self):
         network = nn.Linear(2, 2)

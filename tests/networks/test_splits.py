@@ -111,6 +111,6 @@ def test_nothing_to_train():
     chain = build_chain(nn.Sequential(nn.ReLU(), nn.Flatten()), torch.zeros(2, 2, 2))
     assert chain_splits(chain) == []
     with pytest.raises(
-        ValueError, match="module has no parameters, so there is nothing to train. Pass a network"
+        ValueError, match=r"module has no parameters, so there is nothing to train\. Pass a net"
     ):
         resolve_splits("auto", chain)

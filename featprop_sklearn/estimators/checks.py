@@ -1,0 +1,70 @@
+"""Parameters that both estimators share, checked when a fit begins."""
+
+from __future__ import annotations
+
+from numbers import Integral, Real
+from typing import Any
+
+from featprop_sklearn.training import GradientTrainer
+
+__all__ = ["checked_batch_size", "checked_fraction", "checked_trainer"]
+
+HOLD_OUT_ABOVE = 200
+HOLD_OUT = 0.25
+BATCH_SIZE = 256
+
+
+def checked_trainer(trainer: Any, alpha: Any) -> GradientTrainer:
+    """Return the trainer that ``trainer`` and its shortcut ``alpha`` ask for.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If there is no such trainer, both are given, or a parameter is out of range.
+    """
+    if isinstance(trainer, str):
+        if trainer != "gradient":
+            raise ValueError(f"trainer must be 'gradient' or a GradientTrainer; got {trainer!r}.")
+        trainer = GradientTrainer() if alpha is None else GradientTrainer(alpha=alpha)
+    elif not isinstance(trainer, GradientTrainer):
+        raise TypeError(f"trainer must be 'gradient' or a GradientTrainer; got {trainer!r}.")
+    elif alpha is not None:
+        raise ValueError(
+            f"alpha={alpha!r} is a shortcut for trainer='gradient'; with a trainer object set it "
+            f"there: GradientTrainer(alpha={alpha!r}), or trainer__alpha."
+        )
+    trainer.check()
+    return trainer
+
+
+def checked_fraction(fraction: Any, n_samples: int) -> float:
+    """Return the share of rows to hold out.
+
+    Raises
+    ------
+    ValueError
+        If it is neither "auto" nor in [0, 1).
+    """
+    if fraction == "auto":
+        return HOLD_OUT if n_samples > HOLD_OUT_ABOVE else 0.0
+    real = isinstance(fraction, Real) and not isinstance(fraction, bool)
+    if not (real and 0 <= float(fraction) < 1):
+        raise ValueError(
+            f"validation_fraction must be 'auto' or a number >= 0 and < 1; got {fraction!r}."
+        )
+    return float(fraction)
+
+
+def checked_batch_size(batch_size: Any, n_samples: int, *, whole: bool) -> int:
+    """Return the rows worked on at a time; "auto" is all of them if ``whole``, else 256.
+
+    Raises
+    ------
+    ValueError
+        If it is neither "auto" nor a positive integer.
+    """
+    if batch_size == "auto":
+        return n_samples if whole else BATCH_SIZE
+    if isinstance(batch_size, Integral) and int(batch_size) >= 1:
+        return int(batch_size)
+    raise ValueError(f"batch_size must be 'auto' or an integer >= 1; got {batch_size!r}.")

@@ -1,0 +1,93 @@
+"""Arrays to tensors and back, devices, batches."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+from featprop_sklearn.data import (
+    batches,
+    module_device,
+    module_dtype,
+    resolve_device,
+    to_array,
+    to_tensor,
+)
+
+
+@given(n_samples=st.integers(0, 2000), batch_size=st.integers(1, 300))
+def test_batches_cover_all_rows_in_nearly_equal_lengths(n_samples, batch_size):
+    slices = list(batches(n_samples, batch_size))
+    rows = [row for rows in slices for row in range(n_samples)[rows]]
+    assert rows == list(range(n_samples))
+    lengths = [rows.stop - rows.start for rows in slices]
+    assert max(lengths) <= batch_size
+    assert max(lengths) - min(lengths) <= 1
+    assert len(slices) == max(1, int(np.ceil(n_samples / batch_size)))
+
+
+def test_no_batch_of_one_row_is_left_over():
+    assert list(batches(257, 256)) == [slice(0, 128), slice(128, 257)]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize(
+    "array",
+    [
+        np.arange(6.0).reshape(2, 3),
+        np.arange(6).reshape(2, 3)[:, ::-1],
+        np.arange(3.0).reshape(1, 3)[::-1],
+        [[1, 2], [3, 4]],
+    ],
+    ids=["floats", "reversed integers", "one reversed row", "list"],
+)
+def test_to_tensor_copies_values(array, dtype):
+    tensor = to_tensor(array, dtype)
+    assert tensor.dtype == dtype
+    np.testing.assert_array_equal(tensor, np.asarray(array))
+
+
+def test_to_tensor_shares_no_memory_and_takes_read_only_arrays():
+    array = np.zeros(3)
+    array.flags.writeable = False  # torch.from_numpy would warn
+    to_tensor(array, torch.float64).add_(1)
+    np.testing.assert_array_equal(array, 0)
+
+
+def test_to_array():
+    tensor = torch.arange(3.0, requires_grad=True)
+    np.testing.assert_array_equal(to_array(tensor), [0, 1, 2])
+    assert to_array(tensor).dtype == np.float32
+    assert to_array(tensor, np.float64).dtype == np.float64
+
+
+def test_dtype_and_device_of_a_network():
+    embedding_ids = nn.Module()
+    embedding_ids.register_buffer("ids", torch.arange(3))
+    assert module_dtype(nn.Linear(2, 2).double()) == torch.float64
+    assert module_dtype(nn.Sequential(embedding_ids, nn.Linear(2, 2).half())) == torch.float16
+    assert module_dtype(embedding_ids) == torch.float32
+    assert module_device(embedding_ids) == torch.device("cpu")
+    assert module_device(nn.Linear(2, 2, device="meta")) == torch.device("meta")
+    assert module_device(nn.ReLU()) == torch.device("cpu")
+
+
+@pytest.mark.parametrize("available", [True, False])
+def test_auto_device_is_cuda_where_there_is_one(monkeypatch, available):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: available)
+    assert resolve_device("auto") == torch.device("cuda" if available else "cpu")
+
+
+@pytest.mark.parametrize("device", ["cpu", torch.device("cpu")])
+def test_named_device(device):
+    assert resolve_device(device) == torch.device("cpu")
+
+
+@pytest.mark.parametrize("device", ["gpu", "cuda:99", 1.5, None])
+def test_device_that_is_not_there(device):
+    with pytest.raises(
+        ValueError, match=r"^device=.* cannot be used here: (.|\n)*Use 'auto', 'cpu' or a CUDA dev"
+    ):
+        resolve_device(device)

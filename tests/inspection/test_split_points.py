@@ -1,0 +1,134 @@
+"""Split points and the table of stages, on networks of every origin."""
+
+import copy
+import warnings
+
+import numpy as np
+import pandas as pd
+import polars as pl
+import pytest
+import torch
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.neural_network import MLPClassifier
+from skorch import NeuralNetClassifier
+from torch import nn
+from torch.nn import functional as F
+
+from featprop_sklearn import describe, split_points
+
+IMAGES = np.random.default_rng(0).normal(size=(20, 1, 8, 8))
+ROWS = np.random.default_rng(1).normal(size=(20, 4))
+
+
+class Block(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 3, 3, padding=1)
+
+    def forward(self, x):
+        return x + torch.relu(self.conv(x))
+
+
+class CNN(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(1, 3, 3), nn.ReLU(inplace=True))
+        self.block = Block()
+        self.fc = nn.Linear(27, 5)
+
+    def forward(self, x):
+        x = F.max_pool2d((x - 0.5) * 2, 1)
+        x = F.max_pool2d(self.block(self.stem(x)), 2)
+        return self.fc(x.view(x.size(0), -1))
+
+
+def mlp():
+    return nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 2))
+
+
+def test_table_of_a_cnn():
+    columns = ["layer", "in_shape", "out_shape", "parameters", "split", "inversion"]
+    image, closed, solved = (3, 6, 6), "closed form", "least squares"
+    expected = pd.DataFrame(
+        [
+            ("sub", "Composite", (1, 8, 8), (1, 8, 8), 0, False, "Gauss-Newton"),
+            ("mul", "Composite", (1, 8, 8), (1, 8, 8), 0, False, "Gauss-Newton"),
+            ("max_pool2d", "MaxPool2d", (1, 8, 8), (1, 8, 8), 0, False, closed),
+            ("stem.0", "Conv2d", (1, 8, 8), image, 30, True, solved),
+            ("stem.1", "ReLU", image, image, 0, True, closed),
+            ("block", "Block", image, image, 84, True, "Gauss-Newton"),
+            ("max_pool2d_1", "MaxPool2d", image, (3, 3, 3), 0, True, closed),
+            ("view", "Flatten", (3, 3, 3), (27,), 0, True, closed),
+            ("fc", "Linear", (27,), (5,), 140, True, solved),
+        ],
+        columns=["stage", *columns],
+    ).set_index("stage")
+    pd.testing.assert_frame_equal(describe(CNN(), IMAGES), expected)
+
+
+def test_split_points_are_the_marked_stages():
+    table = describe(CNN(), IMAGES)
+    assert split_points(CNN(), IMAGES) == list(table.index[table.split])
+
+
+@pytest.mark.parametrize("look", [split_points, describe])
+def test_the_network_is_left_alone(look):
+    network = CNN()
+    network.stem[0].weight.requires_grad_(False)
+    handle = network.fc.register_forward_hook(lambda *_: None)
+    before = copy.deepcopy(network.state_dict())
+    look(network, IMAGES)
+    assert all(torch.equal(before[name], t) for name, t in network.state_dict().items())
+    assert all(module.training for module in network.modules())
+    assert network.stem[1].inplace
+    assert [p.requires_grad for p in network.parameters()] == [False] + [True] * 5
+    assert all(p.grad is None for p in network.parameters())
+    assert list(network.fc._forward_hooks) == [handle.id]
+
+
+@pytest.mark.parametrize("look", [split_points, describe])
+def test_the_network_is_left_alone_after_an_error(look):
+    network = CNN()
+    network.register_buffer("count", torch.zeros(1))
+    with pytest.raises(ValueError, match=r"The network \(CNN\) refused X of shape \(n_samples, 4"):
+        look(network, ROWS)
+    assert all(module.training for module in network.modules())
+    assert not any(module._forward_pre_hooks for module in network.modules())
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        np.asarray,
+        lambda x: x.astype(np.float32),
+        lambda x: x.tolist(),
+        pd.DataFrame,
+        pl.DataFrame,
+        torch.from_numpy,
+        lambda x: torch.from_numpy(x).requires_grad_(),
+    ],
+    ids=["ndarray", "float32", "list", "pandas", "polars", "tensor", "tensor with gradient"],
+)
+def test_kinds_of_samples(kind):
+    assert split_points(mlp(), kind(ROWS.copy())) == ["0", "1", "2"]
+
+
+def test_double_and_frozen_networks():
+    network = mlp().double().requires_grad_(False).eval()
+    assert split_points(network, ROWS) == ["0", "1", "2"]
+    assert not network.training
+
+
+def test_fitted_networks_of_other_libraries():
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        sklearn_mlp = MLPClassifier((6,), max_iter=2).fit(ROWS, ROWS[:, 0] > 0)
+    assert split_points(sklearn_mlp, ROWS) == ["hidden1", "relu1", "output"]
+    assert list(describe(sklearn_mlp, ROWS)["parameters"]) == [30, 0, 7]
+    net = NeuralNetClassifier(mlp()).initialize()
+    assert split_points(net, ROWS) == ["0", "1", "2"]
+
+
+def test_what_is_no_network():
+    with pytest.raises(TypeError, match=r"module must be a torch\.nn\.Module, a fitted skorch net"):
+        split_points("resnet18", ROWS)
