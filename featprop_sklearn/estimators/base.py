@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 import warnings
 from abc import ABC, abstractmethod
+from dataclasses import dataclass, replace
 from numbers import Integral
 from typing import Any, Self
 
@@ -53,6 +54,18 @@ from featprop_sklearn.training import (
 __all__ = ["FeatureBackpropBase"]
 
 
+@dataclass(frozen=True)
+class _Given:
+    """Checked rows of what the user passed."""
+
+    samples: NDArray
+    y: NDArray
+    weights: NDArray
+
+    def __getitem__(self, rows: NDArray) -> _Given:
+        return _Given(self.samples[rows], self.y[rows], self.weights[rows])
+
+
 class FeatureBackpropBase(SharedParameters, BaseEstimator, ABC):
     """Common part of :class:`FeatureBackpropClassifier` and :class:`FeatureBackpropRegressor`.
 
@@ -61,6 +74,8 @@ class FeatureBackpropBase(SharedParameters, BaseEstimator, ABC):
     """
 
     _shared = ("module",)
+    module_: torch.nn.Module
+    _output_targets: OutputTargets
     _chunks_seen: int
 
     # What a subclass knows -----------------------------------------------------------
@@ -86,6 +101,10 @@ class FeatureBackpropBase(SharedParameters, BaseEstimator, ABC):
     @abstractmethod
     def _class_weights(self, y: NDArray) -> NDArray:
         """One factor per sample."""
+
+    @abstractmethod
+    def _strata(self, y: NDArray, fraction: float) -> NDArray | None:
+        """Name the groups whose shares a hold-out keeps, or None."""
 
     # Public methods ------------------------------------------------------------------
 
@@ -116,43 +135,32 @@ class FeatureBackpropBase(SharedParameters, BaseEstimator, ABC):
         """Everything that ``fit`` does once X and y are checked."""
         started = time.perf_counter()
         trainer = checked_trainer(self.trainer, self.alpha)
-        samples, y, weights = self._weighted(X, y, sample_weight)
         random_state = check_random_state(self.random_state)
-        rows, held_out = self._hold_out(y, random_state)
-        interrupted = False
-        if not (self.warm_start and hasattr(self, "module_")):
-            interrupted = self._take_network(samples, y, weights, rows, held_out, random_state)
-        data = self._labelled(samples[rows], y[rows], weights[rows])
-        validation = (
-            None
-            if held_out is None
-            else self._labelled(samples[held_out], y[held_out], weights[held_out])
-        )
-        self._post_train(data, validation, trainer, random_state, interrupted)
+        given = self._weighted(X, y, sample_weight)
+        training, held_out = self._hold_out(given, random_state)
+        goes_on = self.warm_start and hasattr(self, "module_")
+        interrupted = self._set_up(given, training, held_out, goes_on, random_state)
+        self._post_train(training, held_out, trainer, random_state, interrupted)
         self.report_["seconds"] = time.perf_counter() - started
         return self
 
     def _partial_fit(self, X: ArrayLike, y: NDArray, sample_weight: ArrayLike | None) -> Self:
         """One pass over a chunk; the first chunk sets the network up."""
+        started = time.perf_counter()
         trainer = clone(checked_trainer(self.trainer, self.alpha)).set_params(max_epochs=1)
-        samples, y, weights = self._weighted(X, y, sample_weight)
         random_state = check_random_state(self.random_state)
+        given = self._weighted(X, y, sample_weight)
         interrupted = False
         if not hasattr(self, "module_"):
-            everything = np.arange(len(y))
-            interrupted = self._take_network(samples, y, weights, everything, None, random_state)
+            interrupted = self._set_up(given, given, None, False, random_state)
         seen, self._chunks_seen = self._chunks_seen, self._chunks_seen + 1
-        random_state = check_random_state(int(random_state.randint(2**31 - 1)) ^ seen)
-        data = self._labelled(samples, y, weights)
-        started = time.perf_counter()
-        self._post_train(data, None, trainer, random_state, interrupted)
+        random_state = check_random_state(_draw_seed(random_state) ^ seen)
+        self._post_train(given, None, trainer, random_state, interrupted)
         self.report_["seconds"] = time.perf_counter() - started
         return self
 
-    def _weighted(
-        self, X: ArrayLike, y: NDArray, sample_weight: ArrayLike | None
-    ) -> tuple[NDArray, NDArray, NDArray]:
-        """Return samples, y and weights; rows of zero weight are as good as absent."""
+    def _weighted(self, X: ArrayLike, y: NDArray, sample_weight: ArrayLike | None) -> _Given:
+        """Return the rows that count; a row of zero weight is as good as absent."""
         samples = shape_samples(np.asarray(X), self.input_shape)
         weights = _check_sample_weight(
             sample_weight, samples, dtype=np.float64, ensure_non_negative=True
@@ -164,69 +172,60 @@ class FeatureBackpropBase(SharedParameters, BaseEstimator, ABC):
                 "class_weight and sample_weight together are zero for every sample; at least one "
                 "sample must count."
             )
-        return samples[counted], y[counted], weights[counted]
+        return _Given(samples, y, weights)[counted]
 
-    def _take_network(
+    def _set_up(
         self,
-        samples: NDArray,
-        y: NDArray,
-        weights: NDArray,
-        rows: NDArray,
-        held_out: NDArray | None,
+        given: _Given,
+        training: _Given,
+        held_out: _Given | None,
+        goes_on: bool,
         random_state: np.random.RandomState,
     ) -> bool:
         """Set ``module_``, ``split_`` and the meaning of the outputs; return if interrupted."""
-        device = resolve_device(self.device)
         interrupted = False
-        if self.module is None:
-            network, interrupted = self._pretrain(samples, y, weights, rows, held_out, random_state)
-            module = network.module
+        if goes_on:
+            network = Network(self.module_)
+        elif self.module is None:
+            network, interrupted = self._pretrain(given, training, held_out, random_state)
         else:
-            network = as_network(self.module)
-            module = private_copy(network.module)
-        module = module.to(device)
-        chain = build_chain(module, self._tensor(samples[:8], module))
+            source = as_network(self.module)
+            network = replace(source, module=private_copy(source.module))
+        module = network.module.to(resolve_device(self.device))
+        chain = build_chain(module, self._tensor(given.samples[:8], module))
         splits = resolve_splits(self.split, chain)
-        outputs = self._outputs(module, self._tensor(samples[rows], module))
-        task = self._read_labels(y, outputs, network)
-        self._output_targets = self._make_output_targets(
-            task, outputs, to_tensor(weights[rows], torch.float64, device), type(chain[-1].module)
+        outputs = self._outputs(module, self._tensor(training.samples, module))
+        task = (
+            self._output_targets.task if goes_on else self._read_labels(given.y, outputs, network)
         )
+        weights = to_tensor(training.weights, torch.float64, outputs.device)
+        last_layer = type(chain[-1].module)
+        self._output_targets = self._make_output_targets(task, outputs, weights, last_layer)
         self.module_ = module
-        self._sample_shape = samples.shape[1:]
+        self._sample_shape = given.samples.shape[1:]
         self._chunks_seen = 0
         self.split_ = splits if _is_several(self.split) else splits[0]
         return interrupted
 
     def _pretrain(
         self,
-        samples: NDArray,
-        y: NDArray,
-        weights: NDArray,
-        rows: NDArray,
-        held_out: NDArray | None,
+        given: _Given,
+        training: _Given,
+        held_out: _Given | None,
         random_state: np.random.RandomState,
     ) -> tuple[Network, bool]:
-        if samples.ndim != 2:
+        if given.samples.ndim != 2:
             raise ValueError(
-                f"module=None trains a small network on a table; X has shape {samples.shape}. "
-                "Pass a pretrained network as module, or X of shape (n_samples, n_features)."
+                "module=None trains a small network on a table; X has shape "
+                f"{given.samples.shape}. Pass a pretrained network as module, or X of shape "
+                "(n_samples, n_features)."
             )
-        width, task = self._default_outputs(y)
-        encoded = self._encode(y)
-
-        def labelled(chosen: NDArray) -> Labelled:
-            return Labelled(
-                to_tensor(samples[chosen], torch.float64),
-                _label_tensor(encoded[chosen], task, torch.float64),
-                to_tensor(weights[chosen], torch.float64),
-            )
-
+        width, task = self._default_outputs(given.y)
         module, interrupted = pretrain_default_network(
-            labelled(rows),
+            self._labelled(training, task, torch.float64),
             width,
             task,
-            validation=None if held_out is None else labelled(held_out),
+            validation=None if held_out is None else self._labelled(held_out, task, torch.float64),
             seed=_draw_seed(random_state),
             verbose=self.verbose,
         )
@@ -234,13 +233,16 @@ class FeatureBackpropBase(SharedParameters, BaseEstimator, ABC):
 
     def _post_train(
         self,
-        data: Labelled,
-        validation: Labelled | None,
+        training: _Given,
+        held_out: _Given | None,
         trainer: GradientTrainer,
         random_state: np.random.RandomState,
         interrupted: bool,
     ) -> None:
         """Propagate, train, report; Ctrl-C leaves the network as far as it got."""
+        task, dtype = self._output_targets.task, module_dtype(self.module_)
+        data = self._labelled(training, task, dtype)
+        validation = None if held_out is None else self._labelled(held_out, task, dtype)
         self.history_: list[dict[str, Any]] = []
         self.report_: dict[str, Any] = {}
         self.n_iter_ = 0
@@ -304,28 +306,31 @@ class FeatureBackpropBase(SharedParameters, BaseEstimator, ABC):
         batch_size = self._rows_at_a_time(len(x))
         return propagate(self._rule(), chain, x, labels, self._output_targets, names, batch_size)
 
-    def _labelled(self, samples: NDArray, y: NDArray, weights: NDArray) -> Labelled:
-        x = self._tensor(samples, self.module_)
-        labels = _label_tensor(self._encode(y), self._output_targets.task, x.dtype)
-        return Labelled(x, labels.to(x.device), to_tensor(weights, x.dtype, x.device))
+    def _labelled(self, given: _Given, task: str, dtype: torch.dtype) -> Labelled:
+        device = resolve_device(self.device)
+        return Labelled(
+            to_tensor(given.samples, dtype, device),
+            _label_tensor(self._encode(given.y), task, dtype).to(device),
+            to_tensor(given.weights, dtype, device),
+        )
 
     def _tensor(self, samples: NDArray, module: torch.nn.Module) -> Tensor:
         return to_tensor(samples, module_dtype(module), resolve_device(self.device))
 
     def _hold_out(
-        self, y: NDArray, random_state: np.random.RandomState
-    ) -> tuple[NDArray, NDArray | None]:
-        """Rows to train on and rows to choose the epoch on."""
-        fraction = checked_fraction(self.validation_fraction, len(y))
-        everything = np.arange(len(y))
+        self, given: _Given, random_state: np.random.RandomState
+    ) -> tuple[_Given, _Given | None]:
+        """Divide rows into those to train on and those to choose the epoch on."""
+        fraction = checked_fraction(self.validation_fraction, len(given.y))
         if fraction == 0:
-            return everything, None
-        return self._split_rows(everything, y, fraction, random_state)
-
-    def _split_rows(
-        self, rows: NDArray, y: NDArray, fraction: float, random_state: np.random.RandomState
-    ) -> tuple[NDArray, NDArray]:
-        return tuple(train_test_split(rows, test_size=fraction, random_state=random_state))
+            return given, None
+        training, held_out = train_test_split(
+            np.arange(len(given.y)),
+            test_size=fraction,
+            random_state=random_state,
+            stratify=self._strata(given.y, fraction),
+        )
+        return given[training], given[held_out]
 
     @torch.no_grad()
     def _outputs(self, module: torch.nn.Module, x: Tensor) -> Tensor:

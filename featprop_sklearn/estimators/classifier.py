@@ -8,7 +8,6 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 from sklearn.base import ClassifierMixin
-from sklearn.model_selection import train_test_split
 from sklearn.utils.class_weight import compute_sample_weight
 from sklearn.utils.multiclass import check_classification_targets, type_of_target
 from sklearn.utils.validation import check_array, column_or_1d
@@ -367,16 +366,12 @@ class FeatureBackpropClassifier(ClassifierMixin, FeatureBackpropBase):
             )
         return compute_sample_weight(self.class_weight, y)
 
-    def _split_rows(
-        self, rows: NDArray, y: NDArray, fraction: float, random_state: np.random.RandomState
-    ) -> tuple[NDArray, NDArray]:
+    def _strata(self, y: NDArray, fraction: float) -> NDArray | None:
         """Keep the share of each class where every class has enough samples."""
-        smallest = 0 if y.ndim == 2 else np.unique(y, return_counts=True)[1].min()
-        stratify = y if smallest * min(fraction, 1 - fraction) >= 1 else None
-        train, test = train_test_split(
-            rows, test_size=fraction, random_state=random_state, stratify=stratify
-        )
-        return train, test
+        if y.ndim == 2:
+            return None
+        smallest = np.unique(y, return_counts=True)[1].min()
+        return y if smallest * min(fraction, 1 - fraction) >= 1 else None
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()

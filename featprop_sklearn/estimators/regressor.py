@@ -228,6 +228,9 @@ class FeatureBackpropRegressor(RegressorMixin, FeatureBackpropBase):
     def _class_weights(self, y: NDArray) -> NDArray:
         return np.ones(len(y))
 
+    def _strata(self, y: NDArray, fraction: float) -> NDArray | None:
+        return None
+
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()
         tags.target_tags.multi_output = True

@@ -42,7 +42,9 @@ def make_inversion_pipeline(
         First stage, and first stage left out (as in a slice), by name or index.
     X : array-like of shape (n_samples, ...), default=None
         A few rows, needed where a module with a ``forward`` of its own has to be read.
-    solver, damping
+    solver : str, default="auto"
+        As in :class:`LayerInverter`.
+    damping : "auto" or float, default="auto"
         As in :class:`LayerInverter`.
 
     Returns
@@ -90,10 +92,11 @@ def pipeline_of_layers(
 ) -> Pipeline:
     """Make the Pipeline of named layers, with a range for the input of each if given."""
     ranges = bounds or [None] * len(layers)
+    names = _step_names([name for name, _ in layers])
     return Pipeline(
         [
-            (_step_name(name), LayerInverter(layer, solver=solver, damping=damping, bounds=limit))
-            for (name, layer), limit in zip(layers, ranges, strict=True)
+            (name, LayerInverter(layer, solver=solver, damping=damping, bounds=limit))
+            for name, (_, layer), limit in zip(names, layers, ranges, strict=True)
         ]
     )
 
@@ -109,7 +112,12 @@ def _position(stage: str | int | None, names: list[str], parameter: str) -> int 
     )
 
 
-def _step_name(stage: str) -> str:
-    """Pipeline keeps ``__`` for its parameters, and a few names for its own."""
-    name = stage.replace("__", "_")
-    return f"{name}_" if name in ("steps", "memory", "verbose", "transform_input") else name
+def _step_names(stages: list[str]) -> list[str]:
+    """Pipeline keeps ``__`` for its parameters, a few names for its own, and wants all unique."""
+    names: list[str] = []
+    for stage in stages:
+        name = stage.replace("__", "_")
+        while name in (*names, "steps", "memory", "verbose", "transform_input"):
+            name += "_"
+        names.append(name)
+    return names

@@ -193,7 +193,7 @@ class _Check:
             for reach in REACHES
         ]
         between = [torch.lerp(x0, x, share) for share in (0.0, 0.5, 0.9, 0.99)]
-        return [*around, *between, *(self.invert(y, start) for start in around)]
+        return [*around, *between, *(self.invert(y, start) for start in around[::2])]
 
     def invert(self, y: Tensor, x0: Tensor) -> Tensor:
         """Return the preimages, after the checks that hold for every one."""

@@ -157,7 +157,6 @@ POOLS_AND_NORMS = _rows(
 )
 
 
-
 class Residual(nn.Module):
     """x + part(x)."""
 
@@ -191,11 +190,9 @@ class Gate(nn.Module):
         return self.value(x) * self.gate(x).sigmoid()
 
 
-def _composite(
-    layer: Callable[[], nn.Module], in_shape: tuple[int, ...], label: str, **promised: bool
-) -> Case:
+def _composite(layer: Callable[[], nn.Module], in_shape: tuple[int, ...], label: str) -> Case:
     """Gauss-Newton meets what can be met; it does not promise the nearest preimage."""
-    return Case(layer, in_shape, nearest=False, tolerance=1e-6, label=label, **promised)
+    return Case(layer, in_shape, nearest=False, tolerance=1e-6, label=label)
 
 
 COMPOSITE = _rows(
@@ -215,8 +212,6 @@ COMPOSITE = _rows(
         "residual-convolutions",
     ),
     _composite(lambda: Residual(SelfAttention(2, 1)), (2, 2), "residual-attention"),
-    # far wanted outputs of a bare attention end in local minima
-    _composite(lambda: SelfAttention(2, 1), (2, 2), "attention", meets_reachable=False),
     _composite(lambda: Gate(5, 3), (5,), "gate"),
     _composite(nn.GLU, (6,), "GLU"),
 )

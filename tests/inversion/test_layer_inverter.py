@@ -289,5 +289,5 @@ def test_what_is_not_finite_is_refused(bad):
         lambda: inverter.inverse_transform(spoilt),
         lambda: inverter.inverse_transform(good, reference=spoilt),
     ):
-        with pytest.raises(ValueError, match="contains (NaN|infinity)"):
+        with pytest.raises(ValueError, match=r"contains (NaN|infinity)"):
             attempt()

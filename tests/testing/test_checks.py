@@ -18,6 +18,7 @@ from featprop_sklearn.least_squares import (
     SolveResult,
     register_solver,
 )
+from featprop_sklearn.networks import layers
 from featprop_sklearn.testing import check_inverter, check_linear_map, check_solver
 from featprop_sklearn.testing.promises import norms
 
@@ -285,15 +286,16 @@ def never_settles(layer, wanted, reference):
 
 
 @pytest.fixture
-def registered():
+def registered(monkeypatch):
     """Register an inversion of ``ScaledSum`` for one test."""
+    monkeypatch.setattr(registry, "_FACTORIES", dict(registry._FACTORIES))
+    monkeypatch.setattr(layers, "_TREATED_AS_LAYERS", set(layers._TREATED_AS_LAYERS))
 
     def register(function):
         register_inverter(ScaledSum, function)
         return ScaledSum()
 
-    yield register
-    registry._FACTORIES.pop(ScaledSum, None)
+    return register
 
 
 def test_sound_inversion_passes(registered):
