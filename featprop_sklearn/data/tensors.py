@@ -21,7 +21,9 @@ def to_tensor(array: ArrayLike, dtype: torch.dtype, device: torch.device | str =
 
 def to_array(tensor: Tensor, dtype: np.dtype | type | None = None) -> NDArray:
     """Return a tensor's values as an array, in another dtype if asked."""
-    array = tensor.detach().cpu().numpy()
+    values = tensor.detach().cpu()
+    # numpy has no bfloat16
+    array = (values.float() if values.dtype == torch.bfloat16 else values).numpy()
     return array if dtype is None else array.astype(dtype, copy=False)
 
 

@@ -39,6 +39,7 @@ from featprop_sklearn.networks import (
     as_network,
     build_chain,
     chain_splits,
+    last_layer_type,
     private_copy,
     resolve_splits,
 )
@@ -76,6 +77,7 @@ class FeatureBackpropBase(SharedParameters, BaseEstimator, ABC):
     _shared = ("module",)
     module_: torch.nn.Module
     _output_targets: OutputTargets
+    history_: list[dict[str, Any]]
     _chunks_seen: int
 
     # What a subclass knows -----------------------------------------------------------
@@ -83,6 +85,10 @@ class FeatureBackpropBase(SharedParameters, BaseEstimator, ABC):
     @abstractmethod
     def _default_outputs(self, y: NDArray) -> tuple[int, str]:
         """Width and task of the default network for this y."""
+
+    @abstractmethod
+    def _check_y(self, samples: NDArray, y: ArrayLike) -> NDArray:
+        """Check y as scikit-learn does, one row per sample."""
 
     @abstractmethod
     def _encode(self, y: NDArray) -> NDArray:
@@ -94,12 +100,12 @@ class FeatureBackpropBase(SharedParameters, BaseEstimator, ABC):
 
     @abstractmethod
     def _make_output_targets(
-        self, task: str, outputs: Tensor, weights: Tensor, last_layer: type
+        self, task: str, outputs: Tensor, weights: Tensor, last_layer: type | None
     ) -> OutputTargets:
         """Choose the output targets, once the task is known."""
 
     @abstractmethod
-    def _class_weights(self, y: NDArray) -> NDArray:
+    def _class_weights(self, y: NDArray, weights: NDArray) -> NDArray:
         """One factor per sample."""
 
     @abstractmethod
@@ -129,33 +135,65 @@ class FeatureBackpropBase(SharedParameters, BaseEstimator, ABC):
         arrays = {split: to_array(target) for split, target in targets.items()}
         return arrays[self.split_] if isinstance(self.split_, str) else arrays
 
+    def set_params(self, **params: Any) -> Self:
+        """Set parameters, ``trainer__...`` included.
+
+        Parameters
+        ----------
+        **params : dict
+            Parameter names and values.
+
+        Returns
+        -------
+        self
+            The estimator.
+
+        Raises
+        ------
+        ValueError
+            For ``module__...``, and for ``trainer__...`` while ``trainer`` is a string.
+        """
+        inner = [name for name in params if name.startswith("trainer__")]
+        trainer = params.get("trainer", self.trainer)
+        if inner and isinstance(trainer, str):
+            raise ValueError(
+                f"{inner[0]} cannot be set while trainer is the string {trainer!r}. "
+                "Pass trainer=GradientTrainer() first."
+            )
+        return super().set_params(**params)
+
     # fit and partial_fit --------------------------------------------------------------
 
-    def _fit(self, X: ArrayLike, y: NDArray, sample_weight: ArrayLike | None) -> Self:
-        """Everything that ``fit`` does once X and y are checked."""
+    def _fit(self, X: ArrayLike, y: ArrayLike, sample_weight: ArrayLike | None) -> Self:
+        """Everything that ``fit`` does."""
         started = time.perf_counter()
+        goes_on = self.warm_start and hasattr(self, "module_")
+        samples = self._known_samples(X) if goes_on else check_samples(self, X, reset=True)
         trainer = checked_trainer(self.trainer, self.alpha)
         random_state = check_random_state(self.random_state)
-        given = self._weighted(X, y, sample_weight)
+        given = self._weighted(samples, self._check_y(samples, y), sample_weight)
         training, held_out = self._hold_out(given, random_state)
-        goes_on = self.warm_start and hasattr(self, "module_")
         interrupted = self._set_up(given, training, held_out, goes_on, random_state)
         self._post_train(training, held_out, trainer, random_state, interrupted)
         self.report_["seconds"] = time.perf_counter() - started
         return self
 
-    def _partial_fit(self, X: ArrayLike, y: NDArray, sample_weight: ArrayLike | None) -> Self:
+    def _partial_fit(self, X: ArrayLike, y: ArrayLike, sample_weight: ArrayLike | None) -> Self:
         """One pass over a chunk; the first chunk sets the network up."""
         started = time.perf_counter()
+        first = not hasattr(self, "module_")
+        samples = check_samples(self, X, reset=True) if first else self._known_samples(X)
         trainer = clone(checked_trainer(self.trainer, self.alpha)).set_params(max_epochs=1)
         random_state = check_random_state(self.random_state)
-        given = self._weighted(X, y, sample_weight)
-        interrupted = False
-        if not hasattr(self, "module_"):
+        given = self._weighted(samples, self._check_y(samples, y), sample_weight)
+        history, interrupted = ([] if first else self.history_), False
+        if first:
             interrupted = self._set_up(given, given, None, False, random_state)
         seen, self._chunks_seen = self._chunks_seen, self._chunks_seen + 1
         random_state = check_random_state(_draw_seed(random_state) ^ seen)
         self._post_train(given, None, trainer, random_state, interrupted)
+        self.history_ = history + self.history_
+        self.n_iter_ = len(self.history_)
         self.report_["seconds"] = time.perf_counter() - started
         return self
 
@@ -165,14 +203,14 @@ class FeatureBackpropBase(SharedParameters, BaseEstimator, ABC):
         weights = _check_sample_weight(
             sample_weight, samples, dtype=np.float64, ensure_non_negative=True
         )
-        weights = weights * self._class_weights(y)
-        counted = weights > 0
-        if not counted.any():
+        given = _Given(samples, y, weights)[weights > 0]
+        factors = self._class_weights(given.y, given.weights)
+        if not (factors > 0).any():
             raise ValueError(
                 "class_weight and sample_weight together are zero for every sample; at least one "
                 "sample must count."
             )
-        return _Given(samples, y, weights)[counted]
+        return replace(given, weights=given.weights * factors)[factors > 0]
 
     def _set_up(
         self,
@@ -199,8 +237,9 @@ class FeatureBackpropBase(SharedParameters, BaseEstimator, ABC):
             self._output_targets.task if goes_on else self._read_labels(given.y, outputs, network)
         )
         weights = to_tensor(training.weights, torch.float64, outputs.device)
-        last_layer = type(chain[-1].module)
-        self._output_targets = self._make_output_targets(task, outputs, weights, last_layer)
+        self._output_targets = self._make_output_targets(
+            task, outputs, weights, last_layer_type(chain)
+        )
         self.module_ = module
         self._sample_shape = given.samples.shape[1:]
         self._chunks_seen = 0
@@ -243,7 +282,7 @@ class FeatureBackpropBase(SharedParameters, BaseEstimator, ABC):
         task, dtype = self._output_targets.task, module_dtype(self.module_)
         data = self._labelled(training, task, dtype)
         validation = None if held_out is None else self._labelled(held_out, task, dtype)
-        self.history_: list[dict[str, Any]] = []
+        self.history_ = []
         self.report_: dict[str, Any] = {}
         self.n_iter_ = 0
         splits = [self.split_] if isinstance(self.split_, str) else list(self.split_)
@@ -293,18 +332,27 @@ class FeatureBackpropBase(SharedParameters, BaseEstimator, ABC):
         by_split = {split: quality.summary(weights) for split, quality in found.quality.items()}
         return dict(by_split[self.split_]) if isinstance(self.split_, str) else dict(by_split)
 
-    def _propagate(self, X: ArrayLike, y: ArrayLike, splits: list[str] | None) -> Propagated:
+    def _propagate(
+        self, X: ArrayLike, y: ArrayLike, splits: list[str] | None, *, keep_targets: bool = True
+    ) -> Propagated:
         """Targets and their quality on ``module_``; at every split point if None."""
         samples = self._known_samples(X)
-        encoded = np.asarray(self._encode(np.asarray(y)))
-        if len(encoded) != len(samples):
-            raise ValueError(f"X has {len(samples)} samples and y {len(encoded)}.")
+        encoded = self._encode(self._check_y(samples, y))
         x = self._tensor(samples, self.module_)
         labels = _label_tensor(encoded, self._output_targets.task, x.dtype).to(x.device)
         chain = build_chain(self.module_, x[:8])
         names = resolve_splits(splits, chain) if splits else chain_splits(chain)
         batch_size = self._rows_at_a_time(len(x))
-        return propagate(self._rule(), chain, x, labels, self._output_targets, names, batch_size)
+        return propagate(
+            self._rule(),
+            chain,
+            x,
+            labels,
+            self._output_targets,
+            names,
+            batch_size,
+            keep_targets=keep_targets,
+        )
 
     def _labelled(self, given: _Given, task: str, dtype: torch.dtype) -> Labelled:
         device = resolve_device(self.device)

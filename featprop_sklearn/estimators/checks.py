@@ -65,6 +65,6 @@ def checked_batch_size(batch_size: Any, n_samples: int, *, whole: bool) -> int:
     """
     if batch_size == "auto":
         return n_samples if whole else BATCH_SIZE
-    if isinstance(batch_size, Integral) and int(batch_size) >= 1:
+    if isinstance(batch_size, Integral) and batch_size is not True and int(batch_size) >= 1:
         return int(batch_size)
     raise ValueError(f"batch_size must be 'auto' or an integer >= 1; got {batch_size!r}.")

@@ -13,7 +13,7 @@ from sklearn.utils.multiclass import check_classification_targets, type_of_targe
 from sklearn.utils.validation import check_array, column_or_1d
 from torch import Tensor
 
-from featprop_sklearn.data import check_samples, to_array
+from featprop_sklearn.data import to_array
 from featprop_sklearn.estimators.base import FeatureBackpropBase
 from featprop_sklearn.networks import Network
 from featprop_sklearn.output_targets import (
@@ -191,8 +191,7 @@ class FeatureBackpropClassifier(ClassifierMixin, FeatureBackpropBase):
         self
             The fitted estimator.
         """
-        samples = check_samples(self, X, reset=True)
-        return self._fit(samples, self._check_labels(samples, y), sample_weight)
+        return self._fit(X, y, sample_weight)
 
     def partial_fit(
         self,
@@ -231,9 +230,8 @@ class FeatureBackpropClassifier(ClassifierMixin, FeatureBackpropBase):
                     "classes must be passed to the first call of partial_fit where module is None."
                 )
             self._chunk_classes = classes
-        samples = check_samples(self, X, reset=first)
         try:
-            return self._partial_fit(samples, self._check_labels(samples, y), sample_weight)
+            return self._partial_fit(X, y, sample_weight)
         finally:
             self.__dict__.pop("_chunk_classes", None)
 
@@ -303,7 +301,7 @@ class FeatureBackpropClassifier(ClassifierMixin, FeatureBackpropBase):
             return to_array(logits[:, 1] - logits[:, 0])
         return to_array(logits[:, 0] if self._class_map.task == "binary" else logits)
 
-    def _check_labels(self, samples: NDArray, y: ArrayLike) -> NDArray:
+    def _check_y(self, samples: NDArray, y: ArrayLike) -> NDArray:
         if y is None:
             raise ValueError(
                 f"This {type(self).__name__} estimator requires y to be passed, but the target y "
@@ -339,6 +337,11 @@ class FeatureBackpropClassifier(ClassifierMixin, FeatureBackpropBase):
 
     def _read_labels(self, y: NDArray, outputs: Tensor, network: Network) -> str:
         width = 1 if outputs.ndim == 1 else outputs.shape[1]
+        if network.per_logit and y.ndim == 1:
+            raise ValueError(
+                f"The network was fitted on several labels a sample ({width} of them), and y holds "
+                "one label a sample. Pass y as a 0/1 matrix with one column an output."
+            )
         if self.module is not None:
             known = None if y.ndim == 2 else network.classes
             self._class_map = resolve_classes(y, width, self._given_classes(), known)
@@ -346,7 +349,7 @@ class FeatureBackpropClassifier(ClassifierMixin, FeatureBackpropBase):
         return self._class_map.task
 
     def _make_output_targets(
-        self, task: str, outputs: Tensor, weights: Tensor, last_layer: type
+        self, task: str, outputs: Tensor, weights: Tensor, last_layer: type | None
     ) -> OutputTargets:
         per_logit = task != "multiclass"
         columns = outputs.reshape(len(outputs), -1)
@@ -356,13 +359,21 @@ class FeatureBackpropClassifier(ClassifierMixin, FeatureBackpropBase):
             margin = auto_margin(head.to_logits(columns), weights, per_logit=per_logit)
         return OutputTargets(task, self.output_target, margin, self.target_step, head)
 
-    def _class_weights(self, y: NDArray) -> NDArray:
+    def _class_weights(self, y: NDArray, weights: NDArray) -> NDArray:
         if self.class_weight is None:
             return np.ones(len(y))
         if y.ndim == 2 and self.class_weight != "balanced":
             raise ValueError(
                 "class_weight must be None or 'balanced' for multi-label y, whose samples have no "
                 f"single class; got {self.class_weight!r}. Use sample_weight."
+            )
+        if self.class_weight == "balanced":
+            columns = y.reshape(len(y), -1).T
+            return np.prod([_balanced(labels, weights) for labels in columns], axis=0)
+        if not isinstance(self.class_weight, dict):
+            raise ValueError(
+                "class_weight must be a dict of label to factor, 'balanced' or None; got "
+                f"{self.class_weight!r}."
             )
         return compute_sample_weight(self.class_weight, y)
 
@@ -377,3 +388,10 @@ class FeatureBackpropClassifier(ClassifierMixin, FeatureBackpropBase):
         tags = super().__sklearn_tags__()
         tags.classifier_tags.multi_label = True
         return tags
+
+
+def _balanced(labels: NDArray, weights: NDArray) -> NDArray:
+    """Return factors that give every class the same weight in all, and keep the total."""
+    classes, index = np.unique(labels, return_inverse=True)
+    totals = np.bincount(index, weights=weights)
+    return (totals.sum() / (len(classes) * totals))[index]

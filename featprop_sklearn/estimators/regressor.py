@@ -10,7 +10,7 @@ from sklearn.base import RegressorMixin
 from sklearn.utils.validation import check_array, column_or_1d
 from torch import Tensor
 
-from featprop_sklearn.data import check_samples, to_array
+from featprop_sklearn.data import to_array
 from featprop_sklearn.estimators.base import FeatureBackpropBase
 from featprop_sklearn.networks import Network
 from featprop_sklearn.output_targets import OutputTargets
@@ -148,8 +148,7 @@ class FeatureBackpropRegressor(RegressorMixin, FeatureBackpropBase):
         self
             The fitted estimator.
         """
-        samples = check_samples(self, X, reset=True)
-        return self._fit(samples, self._check_values(samples, y), sample_weight)
+        return self._fit(X, y, sample_weight)
 
     def partial_fit(
         self, X: ArrayLike, y: ArrayLike, sample_weight: ArrayLike | None = None
@@ -170,8 +169,7 @@ class FeatureBackpropRegressor(RegressorMixin, FeatureBackpropBase):
         self
             The estimator.
         """
-        samples = check_samples(self, X, reset=not hasattr(self, "module_"))
-        return self._partial_fit(samples, self._check_values(samples, y), sample_weight)
+        return self._partial_fit(X, y, sample_weight)
 
     def predict(self, X: ArrayLike) -> NDArray:
         """Return the network's outputs.
@@ -189,7 +187,7 @@ class FeatureBackpropRegressor(RegressorMixin, FeatureBackpropBase):
         outputs = to_array(self._predict_outputs(X))
         return outputs[:, 0] if self._flat else outputs
 
-    def _check_values(self, samples: NDArray, y: ArrayLike) -> NDArray:
+    def _check_y(self, samples: NDArray, y: ArrayLike) -> NDArray:
         if y is None:
             raise ValueError(
                 f"This {type(self).__name__} estimator requires y to be passed, but the target y "
@@ -221,11 +219,11 @@ class FeatureBackpropRegressor(RegressorMixin, FeatureBackpropBase):
         return "regression"
 
     def _make_output_targets(
-        self, task: str, outputs: Tensor, weights: Tensor, last_layer: type
+        self, task: str, outputs: Tensor, weights: Tensor, last_layer: type | None
     ) -> OutputTargets:
         return OutputTargets(task, step=self.target_step)
 
-    def _class_weights(self, y: NDArray) -> NDArray:
+    def _class_weights(self, y: NDArray, weights: NDArray) -> NDArray:
         return np.ones(len(y))
 
     def _strata(self, y: NDArray, fraction: float) -> NDArray | None:

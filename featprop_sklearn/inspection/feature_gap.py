@@ -35,6 +35,11 @@ def feature_gap(
         target from the feature, absolute and over the feature's norm) and ``residual``
         (mean distance of the pushed-forward output from the wanted one, over its norm).
 
+    Raises
+    ------
+    TypeError
+        If ``estimator`` is something else, a Pipeline for instance.
+
     Examples
     --------
     >>> from sklearn.datasets import load_iris
@@ -44,6 +49,12 @@ def feature_gap(
     >>> list(table.index)
     ['hidden1', 'relu1', 'hidden2', 'relu2', 'output']
     """
-    quality = estimator._propagate(X, y, None).quality
+    if not isinstance(estimator, FeatureBackpropClassifier | FeatureBackpropRegressor):
+        raise TypeError(
+            "estimator must be a fitted FeatureBackpropClassifier or FeatureBackpropRegressor; got "
+            f"{type(estimator).__name__}. Of a Pipeline pass the last step, and X as the steps "
+            "before it transform it."
+        )
+    quality = estimator._propagate(X, y, None, keep_targets=False).quality
     table = pd.DataFrame({split: found.summary() for split, found in quality.items()}).T
     return table.rename_axis("split")

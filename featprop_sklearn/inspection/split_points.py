@@ -5,10 +5,10 @@ from __future__ import annotations
 import pandas as pd
 import torch
 from numpy.typing import ArrayLike
-from torch import Tensor, nn
+from torch import Tensor
 
 from featprop_sklearn.data import module_device, module_dtype, to_tensor
-from featprop_sklearn.inversion.registry import find_inverter
+from featprop_sklearn.inversion import inversion_method
 from featprop_sklearn.networks import (
     Chain,
     as_network,
@@ -87,7 +87,7 @@ def describe(module: object, X: ArrayLike) -> pd.DataFrame:
             "out_shape": tuple(stage.out_shape),
             "parameters": sum(p.numel() for p in stage.module.parameters()),
             "split": stage.name in splits,
-            "inversion": _inversion(stage.module),
+            "inversion": inversion_method(stage.module),
         }
         for stage in chain
     ]
@@ -104,11 +104,3 @@ def _chain(module: object, X: ArrayLike) -> Chain:
 
 def _first_rows(X: ArrayLike) -> ArrayLike:
     return X.head(EXAMPLES) if hasattr(X, "head") else X[:EXAMPLES]  # type: ignore[index]
-
-
-def _inversion(layer: nn.Module) -> str:
-    inverter = find_inverter(type(layer))
-    if inverter is None:
-        return "Gauss-Newton"
-    name = getattr(inverter, "__name__", "closed form")
-    return "least squares" if name == "AffineInverter" else "closed form"

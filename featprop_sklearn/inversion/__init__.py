@@ -14,7 +14,12 @@ from featprop_sklearn.inversion.base import InversionOptions, Inverter, Unsuppor
 from featprop_sklearn.inversion.layer_inverter import LayerInverter
 from featprop_sklearn.inversion.pipeline import make_inversion_pipeline, pipeline_of_layers
 from featprop_sklearn.inversion.prepare import prepare_inverter
-from featprop_sklearn.inversion.registry import keeps_bounds, register_inverter, registered_layers
+from featprop_sklearn.inversion.registry import (
+    inversion_method,
+    keeps_bounds,
+    register_inverter,
+    registered_layers,
+)
 
 for _family in (
     affine,
@@ -34,6 +39,7 @@ __all__ = [
     "Inverter",
     "LayerInverter",
     "UnsupportedLayerError",
+    "inversion_method",
     "keeps_bounds",
     "make_inversion_pipeline",
     "pipeline_of_layers",

@@ -64,6 +64,7 @@ class AffineInverter(Inverter):
     """
 
     supports_bounds = True
+    method = "least squares"
 
     def __init__(self, layer: nn.Module, in_shape: Size, options: InversionOptions) -> None:
         super().__init__(layer, in_shape, options)

@@ -9,7 +9,7 @@ from typing import ClassVar
 
 from torch import Size, Tensor, nn
 
-from featprop_sklearn.least_squares import SolveResult
+from featprop_sklearn.least_squares import SolveResult, check_damping, get_solver
 
 __all__ = ["Bounds", "ClosedForm", "InversionOptions", "Inverter", "UnsupportedLayerError"]
 
@@ -38,6 +38,12 @@ class InversionOptions:
     damping: str | float = "auto"
     bounds: Bounds | None = None
 
+    def __post_init__(self) -> None:
+        """Refuse a solver or a damping that does not exist, whether it will be read or not."""
+        if self.solver != "auto":
+            get_solver(self.solver)
+        check_damping(self.damping)
+
 
 class Inverter(ABC):
     """Nearest preimages under one frozen layer, set up once and used for many batches.
@@ -56,6 +62,8 @@ class Inverter(ABC):
 
     #: whether :meth:`invert` honours ``options.bounds``; where it does not, asking is an error
     supports_bounds: ClassVar[bool] = False
+    #: how the inversion works, in a word; shown by ``describe``
+    method: ClassVar[str] = "closed form"
     #: whether each entry of the input has one entry of the output of its own
     elementwise: ClassVar[bool] = False
 

@@ -120,6 +120,7 @@ class LayerInverter(
         samples = check_samples(self, X, reset=True)
         self.layer_ = private_layer(self._checked_layer()).requires_grad_(False)
         self.in_shape_ = samples.shape[1:]
+        self._fitted_dtype = samples.dtype
         self.mean_ = samples.mean(axis=0, dtype=np.float64)
         first = self._run(samples[:1])
         self.out_shape_ = tuple(first.shape[1:])
@@ -178,8 +179,13 @@ class LayerInverter(
         references = self._references(reference, len(wanted))
         y, x0 = self._double(wanted), self._double(references)
         with torch.no_grad():
-            result = self._inverter.invert(y, x0)
-            solution = torch.where(self._met_already(y, references), x0, result.solution)
+            met = self._met_already(wanted, references)
+            unmet = ~met.reshape(len(y), -1).all(dim=1)
+            if not unmet.any():
+                unmet[0] = True  # the result always says what the inversion would do
+            result = self._inverter.invert(y[unmet], x0[unmet])
+            solution = x0.clone()
+            solution[unmet] = torch.where(met[unmet], x0[unmet], result.solution)
             self.result_ = replace(result, solution=solution)
         if not result.converged:
             warnings.warn(
@@ -207,15 +213,15 @@ class LayerInverter(
 
     def _native(self, samples: NDArray) -> Tensor:
         has_dtype = any(t.is_floating_point() for t in self.layer_.state_dict().values())
-        single = torch.float32 if samples.dtype == np.float32 else torch.float64
-        own = module_dtype(self.layer_) if has_dtype else single
+        own = module_dtype(self.layer_) if has_dtype else _dtype(samples)
         return to_tensor(samples, own, module_device(self.layer_))
 
     def _double(self, samples: NDArray) -> Tensor:
         return to_tensor(samples, torch.float64, module_device(self.layer_))
 
-    def _met_already(self, y: Tensor, references: NDArray) -> Tensor:
-        """Where the layer, in its own precision, gives the wanted output from the reference."""
+    def _met_already(self, wanted: NDArray, references: NDArray) -> Tensor:
+        """Where the layer, in its own and the caller's precision, gives the wanted output."""
+        y = to_tensor(wanted, _dtype(wanted), module_device(self.layer_))
         met = self._run(references).to(y.dtype) == y
         low, high = self._inverter.options.bounds or (-torch.inf, torch.inf)
         x0 = self._double(references)
@@ -227,7 +233,8 @@ class LayerInverter(
 
     def _references(self, reference: ArrayLike | None, n_samples: int) -> NDArray:
         if reference is None:
-            return np.broadcast_to(self.mean_, (n_samples, *self.in_shape_))
+            mean = self.mean_.astype(self._fitted_dtype)  # as the layer saw it
+            return np.broadcast_to(mean, (n_samples, *self.in_shape_))
         checked = check_array(
             reference, allow_nd=True, ensure_2d=False, dtype=(np.float64, np.float32)
         )
@@ -250,6 +257,10 @@ class LayerInverter(
         tags = super().__sklearn_tags__()
         tags.transformer_tags.preserves_dtype = ["float64", "float32"]
         return tags
+
+
+def _dtype(array: NDArray) -> torch.dtype:
+    return torch.float32 if array.dtype == np.float32 else torch.float64
 
 
 def _checked_bounds(bounds: Bounds | None) -> Bounds | None:

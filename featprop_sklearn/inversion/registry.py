@@ -11,7 +11,13 @@ from torch import Size, Tensor, nn
 from featprop_sklearn.inversion.base import ClosedForm, InversionOptions, Inverter
 from featprop_sklearn.networks import treat_as_layer
 
-__all__ = ["find_inverter", "keeps_bounds", "register_inverter", "registered_layers"]
+__all__ = [
+    "find_inverter",
+    "inversion_method",
+    "keeps_bounds",
+    "register_inverter",
+    "registered_layers",
+]
 
 Function = Callable[[nn.Module, Tensor, Tensor], Tensor]
 Factory = Callable[[nn.Module, Size, InversionOptions], Inverter]
@@ -71,3 +77,9 @@ def find_inverter(layer_type: type[nn.Module]) -> Factory | None:
 def keeps_bounds(layer: nn.Module) -> bool:
     """Return whether the layer's inversion can keep its inputs in a range."""
     return bool(getattr(find_inverter(type(layer)), "supports_bounds", False))
+
+
+def inversion_method(layer: nn.Module) -> str:
+    """Return how the layer is inverted, in a word."""
+    inverter = find_inverter(type(layer))
+    return "Gauss-Newton" if inverter is None else getattr(inverter, "method", "closed form")

@@ -62,9 +62,11 @@ class LogSoftmax(_OverOneDim):
     """
 
     def invert(self, wanted: Tensor, reference: Tensor) -> SolveResult:  # noqa: D102
-        met = (self.layer(reference) == wanted).all(self.dim, keepdim=True)
         x = _nearest_shift(wanted, reference, self.dim)
-        return SolveResult(torch.where(met, reference, x))
+        before, after = (self.layer(point) - wanted for point in (reference, x))
+        # the shift is not the Euclidean projection: never be worse than the reference by it
+        better = _norm(after.abs(), self.dim) < _norm(before.abs(), self.dim)
+        return SolveResult(torch.where(better, x, reference))
 
 
 def project_simplex(y: Tensor, floor: Tensor, dim: int) -> Tensor:

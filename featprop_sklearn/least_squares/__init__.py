@@ -1,6 +1,6 @@
 """Linear maps and the solvers of damped least-squares problems over them."""
 
-from featprop_sklearn.least_squares.damping import resolve_damping
+from featprop_sklearn.least_squares.damping import check_damping, resolve_damping
 from featprop_sklearn.least_squares.direct import DirectSolver
 from featprop_sklearn.least_squares.krylov import KrylovSolver
 from featprop_sklearn.least_squares.linear_map import LinearMap
@@ -39,6 +39,7 @@ __all__ = [
     "SelectionMap",
     "SolveResult",
     "Solver",
+    "check_damping",
     "choose_solver",
     "get_solver",
     "register_solver",

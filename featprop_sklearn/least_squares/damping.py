@@ -18,7 +18,7 @@ from featprop_sklearn.least_squares.spectrum import (
     largest_singular_value,
 )
 
-__all__ = ["resolve_damping"]
+__all__ = ["check_damping", "resolve_damping"]
 
 CONDITION = 1e3
 SVD_LIMIT = 1500
@@ -52,8 +52,9 @@ def resolve_damping(linear_map: LinearMap, damping: object) -> float:
     ValueError
         If ``damping`` is neither ``"auto"`` nor a finite number >= 0.
     """
-    if not (isinstance(damping, str) and damping == "auto"):
-        return _checked(damping)
+    number = check_damping(damping)
+    if number is not None:
+        return number
     exact = linear_map.gram_diagonal() is not None or (
         min(linear_map.shape) <= SVD_LIMIT and choose_solver(linear_map) == "direct"
     )
@@ -65,7 +66,16 @@ def resolve_damping(linear_map: LinearMap, damping: object) -> float:
     return sqrt(max(0.0, (largest / CONDITION) ** 2 - smallest**2))
 
 
-def _checked(damping: object) -> float:
+def check_damping(damping: object) -> float | None:
+    """Return λ as a float, or None for ``"auto"``.
+
+    Raises
+    ------
+    ValueError
+        If ``damping`` is neither ``"auto"`` nor a finite number >= 0.
+    """
+    if isinstance(damping, str) and damping == "auto":
+        return None
     number = isinstance(damping, Real) and not isinstance(damping, bool)
     if not (number and isfinite(damping) and damping >= 0):  # type: ignore[arg-type,operator]
         raise ValueError(

@@ -4,6 +4,7 @@ from featprop_sklearn.networks.chain import (
     Chain,
     Stage,
     build_chain,
+    last_layer_type,
     open_sequential,
     private_copy,
     private_layer,
@@ -14,7 +15,7 @@ from featprop_sklearn.networks.functional import Exp, Permute, Reshape
 from featprop_sklearn.networks.layers import is_layer, treat_as_layer
 from featprop_sklearn.networks.ranges import output_ranges
 from featprop_sklearn.networks.sharing import SharedParameters
-from featprop_sklearn.networks.splits import chain_splits, network_splits, resolve_splits
+from featprop_sklearn.networks.splits import chain_splits, resolve_splits
 
 __all__ = [
     "Chain",
@@ -30,7 +31,7 @@ __all__ = [
     "chain_splits",
     "default_network",
     "is_layer",
-    "network_splits",
+    "last_layer_type",
     "open_sequential",
     "output_ranges",
     "private_copy",

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Size, Tensor, nn
 
+from featprop_sklearn.networks.functional import Permute, Reshape
 from featprop_sklearn.networks.layers import is_layer
 from featprop_sklearn.networks.tracing import has_rows, trace_segments
 
@@ -71,7 +72,9 @@ class Chain(Sequence[Stage]):
 
 
 def private_copy(module: nn.Module) -> nn.Module:
-    """Copy a user's network to work on: eval mode, and no layer overwrites its input.
+    """Copy a user's network to work on, in eval mode.
+
+    A network that is frozen as a whole is unfrozen; one that is frozen in parts is not.
 
     Raises
     ------
@@ -86,6 +89,8 @@ def private_copy(module: nn.Module) -> nn.Module:
             "The estimators never change the network that they are given, so they need a copy: "
             "remove what cannot be copied (open files, tensors with a history, exported programs)."
         ) from error
+    if not any(parameter.requires_grad for parameter in twin.parameters()):
+        twin.requires_grad_(True)  # frozen as a whole: for inference, not against training
     return twin
 
 
@@ -276,3 +281,15 @@ def open_sequential(module: nn.Module, path: str = "") -> list[tuple[str, nn.Mod
         if child is not None
         for item in open_sequential(child, f"{path}.{name}" if path else name)
     ]
+
+
+#: layers after which outputs still are what they were before
+_TRANSPARENT = (nn.Identity, nn.Flatten, nn.Unflatten, Reshape, Permute, nn.Dropout)
+
+
+def last_layer_type(chain: Chain) -> type[nn.Module] | None:
+    """Return the type of the layer that decides what the outputs are; None if it is unknown."""
+    for stage in reversed(chain):
+        if not isinstance(stage.module, _TRANSPARENT):
+            return type(stage.module) if is_layer(stage.module) else None
+    return None

@@ -58,6 +58,11 @@ def as_network(source: object) -> Network:
     sklearn.exceptions.NotFittedError
         If a skorch net or an MLP has not been fitted.
     """
+    if isinstance(source, torch.jit.ScriptModule):
+        raise TypeError(
+            "module is a TorchScript module, whose copies cannot be trained. Pass the torch module "
+            "that it was made from."
+        )
     if isinstance(source, nn.Module):
         return Network(source)
     if isinstance(source, NeuralNet):
@@ -66,8 +71,8 @@ def as_network(source: object) -> Network:
         return _from_mlp(source)
     hint = " Pass an instance, not the class." if isinstance(source, type) else ""
     raise TypeError(
-        "module must be a torch.nn.Module, a fitted skorch net, a fitted MLPClassifier or "
-        f"MLPRegressor, or None; got {source!r}.{hint}"
+        "module must be a torch.nn.Module, a fitted skorch net, or a fitted MLPClassifier or "
+        f"MLPRegressor; got {source!r}.{hint}"
     )
 
 
@@ -111,7 +116,8 @@ def _from_mlp(mlp: MLPClassifier | MLPRegressor) -> Network:
 
 def _linear(weight: NDArray, bias: NDArray) -> nn.Linear:
     n_in, n_out = weight.shape
-    layer = nn.Linear(n_in, n_out, dtype=torch.float64)
+    # no initial weights: drawing them would move torch's global generator
+    layer = torch.nn.utils.skip_init(nn.Linear, n_in, n_out, dtype=torch.float64)
     with torch.no_grad():
         layer.weight.copy_(torch.from_numpy(np.array(weight.T, dtype=np.float64)))
         layer.bias.copy_(torch.from_numpy(np.array(bias, dtype=np.float64)))

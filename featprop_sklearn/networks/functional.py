@@ -94,6 +94,13 @@ _LAYERS: dict[Any, type[nn.Module]] = {
     F.adaptive_avg_pool1d: nn.AdaptiveAvgPool1d,
     F.adaptive_avg_pool2d: nn.AdaptiveAvgPool2d,
     F.adaptive_avg_pool3d: nn.AdaptiveAvgPool3d,
+    # active while the network trains, as in its own forward
+    F.dropout: nn.Dropout,
+    F.dropout1d: nn.Dropout1d,
+    F.dropout2d: nn.Dropout2d,
+    F.dropout3d: nn.Dropout3d,
+    F.alpha_dropout: nn.AlphaDropout,
+    F.feature_alpha_dropout: nn.FeatureAlphaDropout,
 }
 # torch.relu(x) and x.relu() mean F.relu(x)
 _LAYERS_BY_NAME: dict[str, type[nn.Module]] = {
@@ -109,7 +116,6 @@ _LAYERS_BY_NAME: dict[str, type[nn.Module]] = {
 }
 _RESHAPES = {"view", "reshape", "flatten", "squeeze", "unsqueeze", "unflatten", "contiguous"}
 _PERMUTATIONS = {"permute", "transpose", "movedim", "swapaxes", "moveaxis"}
-_DROPOUTS = {F.dropout, F.dropout1d, F.dropout2d, F.dropout3d, F.alpha_dropout}
 
 
 def layer_of_call(node: fx.Node, value: Tensor, result: Tensor) -> nn.Module | None:
@@ -136,13 +142,11 @@ def layer_of_call(node: fx.Node, value: Tensor, result: Tensor) -> nn.Module | N
         return Reshape(tuple(result.shape[1:]))
     if name in _PERMUTATIONS:
         return _permutation(node, value)
-    if target in _DROPOUTS:
-        return nn.Identity() if torch.equal(value, result) else None
     layer_type = _LAYERS.get(target) or _LAYERS_BY_NAME.get(name)
     if layer_type is None:
         return None
     options = _options(node, layer_type)
-    return None if options is None else layer_type(**options)
+    return None if options is None else layer_type(**options).eval()
 
 
 def _options(node: fx.Node, layer_type: type[nn.Module]) -> dict[str, Any] | None:

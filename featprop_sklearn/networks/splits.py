@@ -6,11 +6,11 @@ import difflib
 from collections.abc import Sequence
 from numbers import Integral
 
-from torch import Tensor, nn
+import numpy as np
 
-from featprop_sklearn.networks.chain import Chain, build_chain, private_copy
+from featprop_sklearn.networks.chain import Chain
 
-__all__ = ["chain_splits", "network_splits", "resolve_splits"]
+__all__ = ["chain_splits", "resolve_splits"]
 
 
 def chain_splits(chain: Chain) -> list[str]:
@@ -18,15 +18,10 @@ def chain_splits(chain: Chain) -> list[str]:
     names: list[str] = []
     trainable = False
     for stage in chain:
-        trainable = trainable or any(True for _ in stage.module.parameters())
+        trainable = trainable or any(p.requires_grad for p in stage.module.parameters())
         if trainable:
             names.append(stage.name)
     return names
-
-
-def network_splits(module: nn.Module, x: Tensor) -> list[str]:
-    """Return the split points of a user's network, which is copied and left alone."""
-    return chain_splits(build_chain(private_copy(module), x))
 
 
 def resolve_splits(split: object, chain: Chain) -> list[str]:
@@ -59,6 +54,8 @@ def resolve_splits(split: object, chain: Chain) -> list[str]:
         )
     if isinstance(split, (str, Integral)):
         return [_resolve_one(split, points, chain)]
+    if isinstance(split, np.ndarray):
+        split = split.tolist()
     if not isinstance(split, Sequence) or len(split) == 0:
         raise TypeError(
             "split must be a name, an index, a non-empty list of them, or 'auto'; "
@@ -86,7 +83,8 @@ def _resolve_one(split: object, points: list[str], chain: Chain) -> str:
         return points[-1]
     if split in chain.names:
         raise ValueError(
-            f"split={split!r} has nothing to train before it: no stage up to it has parameters. "
+            f"split={split!r} has nothing to train before it: no stage up to it has "
+            "parameters that require gradients. "
             f"The first split point is {points[0]!r}."
         )
     near = difflib.get_close_matches(split, points, n=3, cutoff=0.4)

@@ -101,7 +101,8 @@ def resolve_head(head: str, last_layer_type: type | None, outputs: Tensor, per_l
     ``"auto"`` goes by the type of the last layer: softmax, log-softmax, sigmoid or log-sigmoid.
     Where that says nothing, several outputs that compete are probabilities if they are
     non-negative and sum to one in every row, log-probabilities if their exponentials do, and
-    logits otherwise. Outputs that do not compete are then taken for logits.
+    logits otherwise. Outputs that do not compete are then taken for logits, unless the last
+    layer is unknown and all of them lie in [0, 1], which is refused.
 
     Parameters
     ----------
@@ -133,6 +134,12 @@ def resolve_head(head: str, last_layer_type: type | None, outputs: Tensor, per_l
     name = head
     if head == "auto":
         name = told or ("logits" if per_logit else _by_values(outputs))
+        if per_logit and last_layer_type is None and _may_be_sigmoids(outputs):
+            raise ValueError(
+                "head='auto' cannot tell whether the outputs are logits or probabilities: all lie "
+                "between 0 and 1, and the last layer is not known. Pass head='probabilities' or "
+                "head='logits'"
+            )
     resolved = Head(name, sigmoid and name != "logits")
     if name != "logits" and per_logit and not sigmoid:
         raise ValueError(
@@ -150,6 +157,10 @@ def _by_type(last_layer_type: type | None, per_logit: bool) -> tuple[str | None,
         if last_layer_type is not None and issubclass(last_layer_type, layer_type):
             return found
     return None, per_logit
+
+
+def _may_be_sigmoids(outputs: Tensor) -> bool:
+    return len(outputs) > 0 and bool(((outputs >= 0) & (outputs <= 1)).all())
 
 
 def _by_values(outputs: Tensor) -> str:

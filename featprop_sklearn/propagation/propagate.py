@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from featprop_sklearn.data import batches
+from featprop_sklearn.inversion import InversionOptions
 from featprop_sklearn.networks import Chain
 from featprop_sklearn.output_targets import OutputTargets
 from featprop_sklearn.propagation.layerwise import LayerwiseRule
@@ -43,6 +44,7 @@ def make_rule(propagation: str, *, solver: str, damping: str | float) -> Layerwi
     ValueError
         If there is no rule of that name.
     """
+    InversionOptions(solver, damping)  # refuses what is unknown, also where no layer asks for it
     if propagation not in PROPAGATIONS:
         raise ValueError(f"propagation must be one of {list(PROPAGATIONS)}; got {propagation!r}.")
     return LayerwiseRule(
@@ -58,6 +60,8 @@ def propagate(
     output_targets: OutputTargets,
     splits: Sequence[str],
     batch_size: int,
+    *,
+    keep_targets: bool = True,
 ) -> Propagated:
     """Send labels back to the splits.
 
@@ -77,6 +81,8 @@ def propagate(
         Where targets are wanted.
     batch_size : int
         Rows worked on at a time.
+    keep_targets : bool
+        False drops the targets once they are measured: those of every split take room.
 
     Returns
     -------
@@ -94,7 +100,8 @@ def propagate(
             wanted = output_targets.wanted(output, y[rows])
             found = rule.targets(features, wanted)
             for split, at in positions.items():
-                targets[split].append(found[split])
+                if keep_targets:
+                    targets[split].append(found[split])
                 quality[split].append(
                     measure_targets(
                         chain[at + 1 :],
@@ -107,6 +114,6 @@ def propagate(
                     )
                 )
     return Propagated(
-        {split: torch.cat(parts) for split, parts in targets.items()},
+        {split: torch.cat(parts) for split, parts in targets.items() if parts},
         {split: TargetQuality.concatenate(parts) for split, parts in quality.items()},
     )

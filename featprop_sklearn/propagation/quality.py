@@ -29,7 +29,8 @@ class TargetQuality:
     reached : ndarray of bool
         Whether the output given the feature target is acceptable, in T(y).
     displacement, relative_displacement : ndarray
-        ‖target − feature‖, and the same over ‖feature‖.
+        ‖target − feature‖, and the same over ‖feature‖ (NaN, and left out of means, where
+        the feature is zero).
     residual : ndarray
         ‖output given the target − wanted output‖ over ‖wanted output‖.
     """
@@ -100,7 +101,7 @@ def measure_targets(
         corrected=output_targets.correct(reached_output, y).cpu().numpy(),
         reached=output_targets.reached(reached_output, y).cpu().numpy(),
         displacement=displacement,
-        relative_displacement=_ratio(displacement, _row_norm(feature)),
+        relative_displacement=_relative(displacement, _row_norm(feature)),
         residual=_ratio(_row_norm(reached_output - wanted), _row_norm(wanted)),
     )
 
@@ -113,6 +114,12 @@ def _ratio(a: NDArray, b: NDArray) -> NDArray:
     return np.divide(a, b, out=np.where(a > 0, np.inf, 0.0), where=b > 0)
 
 
+def _relative(displacement: NDArray, size: NDArray) -> NDArray:
+    """Displacement over size; NaN where the feature is zero and nothing is relative to it."""
+    return np.divide(displacement, size, out=np.full_like(size, np.nan), where=size > 0)
+
+
 def _mean(values: NDArray, weights: NDArray) -> float:
-    total = weights.sum()
-    return float((weights * values).sum() / total) if total > 0 else float("nan")
+    counted = ~np.isnan(values.astype(np.float64)) & (weights > 0)
+    total = weights[counted].sum()
+    return float((weights * values)[counted].sum() / total) if total > 0 else float("nan")

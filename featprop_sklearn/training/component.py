@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -41,7 +41,7 @@ class Component:
     split : str
         Name of the last trained stage.
     stages, after : Chain
-        What is trained, and the frozen rest of the network.
+        What is trained, and the frozen rest of the network downstream.
     data : Labelled
         Training samples.
     targets : Tensor of shape (n_samples, ...) or None
@@ -50,6 +50,8 @@ class Component:
         Task and head of the network.
     validation : Labelled or None
         Held-out samples that choose the epoch.
+    before : Chain
+        The stages upstream of the component, with whose parameters it must not meddle.
     """
 
     split: str
@@ -59,11 +61,12 @@ class Component:
     targets: Tensor | None
     output_targets: OutputTargets
     validation: Labelled | None = None
+    before: Chain = field(default_factory=lambda: Chain(()))
 
     def private(self) -> Component:
         """Copy the stages (shared layers stay shared), so that training touches nothing else."""
-        stages, after = copy.deepcopy((self.stages, self.after))
-        return replace(self, stages=stages, after=after)
+        stages, after, before = copy.deepcopy((self.stages, self.after, self.before))
+        return replace(self, stages=stages, after=after, before=before)
 
 
 @dataclass(frozen=True)
@@ -93,13 +96,13 @@ class TrainingResult:
 class SplitNetwork(nn.Module):
     """A component as a torch module: trainable up to the split, frozen after it.
 
-    A parameter that occurs on both sides of the split is frozen, and so is one that the
-    user has frozen (``requires_grad=False``). Frozen stages stay in eval mode, so that
-    their BatchNorm statistics do not move.
+    A parameter that also occurs outside the component is frozen, and so is one that the
+    user has frozen (``requires_grad=False``). Frozen stages, and normalisations whose
+    parameters are all frozen, stay in eval mode, so that their statistics do not move.
 
     Parameters
     ----------
-    stages, after : Chain
+    stages, after, before : Chain
         Private copies.
 
     Raises
@@ -108,16 +111,16 @@ class SplitNetwork(nn.Module):
         If nothing is left to train.
     """
 
-    def __init__(self, stages: Chain, after: Chain) -> None:
+    def __init__(self, stages: Chain, after: Chain, before: Chain | None = None) -> None:
         super().__init__()
         self.upstream = nn.ModuleList([stage.module for stage in stages])
         self.downstream = nn.ModuleList([stage.module for stage in after])
-        for parameter in self.downstream.parameters():
+        for parameter in (*after.parameters(), *(before.parameters() if before else ())):
             parameter.requires_grad_(False)
         if not any(p.requires_grad for p in self.upstream.parameters()):
             raise ValueError(
                 f"No parameter up to split {stages[-1].name!r} can be trained: all have "
-                "requires_grad=False in the network, or occur again after the split. "
+                "requires_grad=False in the network, or occur again outside this part of it. "
                 "Choose another split, or unfreeze parameters of the network."
             )
 
@@ -133,6 +136,10 @@ class SplitNetwork(nn.Module):
     def train(self, mode: bool = True) -> SplitNetwork:
         """Set the mode of the trained stages; the frozen ones stay in eval mode."""
         super().train(mode)
+        for layer in self.upstream.modules():
+            own = list(layer.parameters(recurse=False))
+            if own and not any(parameter.requires_grad for parameter in own):
+                layer.training = False
         self.downstream.eval()
         return self
 

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import math
+import warnings
 from numbers import Integral, Real
 from typing import Any
 
+import numpy as np
 import torch
 from sklearn.base import BaseEstimator
+from sklearn.exceptions import ConvergenceWarning
 from skorch import NeuralNet
 from skorch.callbacks import Callback, EarlyStopping, PassthroughScoring
 from skorch.helper import predefined_split
+from torch import nn
 
 from featprop_sklearn.training.component import (
     Component,
@@ -89,6 +93,8 @@ class GradientTrainer(BaseEstimator):
         _check_number("lr", self.lr, low=0.0)
         _check_number("weight_decay", self.weight_decay, low=0.0)
         _check_number("ema_decay", self.ema_decay, low=0.0, below=1.0)
+        if not isinstance(self.feature_only, bool | np.bool_):
+            raise ValueError(f"feature_only must be True or False; got {self.feature_only!r}.")
         if not isinstance(self.max_epochs, Integral) or self.max_epochs < 0:
             raise ValueError(f"max_epochs must be an integer >= 0; got {self.max_epochs!r}.")
 
@@ -116,7 +122,8 @@ class GradientTrainer(BaseEstimator):
         """
         self.check()
         own = component.private()
-        network = SplitNetwork(own.stages, own.after)
+        network = SplitNetwork(own.stages, own.after, own.before)
+        _check_batches(network, len(own.data), batch_size)
         loss = TargetLoss(
             own.output_targets,
             alpha=float(self.alpha),
@@ -188,6 +195,14 @@ class GradientTrainer(BaseEstimator):
             losses = [row["valid_loss"] for row in finished]
             if not losses or not min(losses) < start_loss:
                 network.restore(start)
+        if not all(torch.isfinite(p).all() for p in network.parameters()):
+            network.restore(start)
+            warnings.warn(
+                f"Training up to split {own.split!r} diverged: the weights became infinite or NaN, "
+                f"and the network is left as it was. Lower lr (now {self.lr:g}), or scale X.",
+                ConvergenceWarning,
+                stacklevel=2,
+            )
         network.eval()
         return TrainingResult(network.states(), history, len(finished) < self.max_epochs)
 
@@ -229,6 +244,23 @@ def _check_number(name: str, value: object, *, low: float, below: float = math.i
     if not (real and low <= float(value) < below):  # type: ignore[arg-type]
         allowed = f"a number >= {low:g}" + (f" and < {below:g}" if below < math.inf else "")
         raise ValueError(f"{name} must be {allowed}; got {value!r}.")
+
+
+def _check_batches(network: SplitNetwork, n_samples: int, batch_size: int) -> None:
+    """Refuse batches of one row where a BatchNorm is trained: one row has no statistics."""
+    smallest = n_samples if batch_size == -1 else min(n_samples, batch_size)
+    network.train()
+    trained = [
+        layer
+        for layer in network.modules()
+        if isinstance(layer, nn.modules.batchnorm._BatchNorm) and layer.training
+    ]
+    if trained and smallest == 1:
+        raise ValueError(
+            f"{type(trained[0]).__name__} cannot be trained on batches of one row: batch_size is "
+            f"{batch_size} for {n_samples} samples. Use batch_size >= 2 and at least two samples, "
+            "or freeze the layer (requires_grad=False)."
+        )
 
 
 def _silent(*_: object) -> None:

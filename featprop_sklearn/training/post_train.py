@@ -84,6 +84,7 @@ def post_train(
                 targets[split],
                 output_targets,
                 None if validation is None else _carry(validation, before, batch_size),
+                before,
             )
         )
         start = stop

@@ -1,5 +1,6 @@
 """The classifier on real data: what it learns, what it takes, what it leaves alone."""
 
+import copy
 import pickle
 
 import numpy as np
@@ -351,7 +352,7 @@ def test_partial_fit_goes_on_from_chunk_to_chunk(cnn, digits):
     assert scores[-1] > clone(classifier).set_params(trainer=GradientTrainer(max_epochs=0)).fit(
         X, y
     ).score(X_test, y_test)
-    assert classifier.n_iter_ == 1
+    assert classifier.n_iter_ == len(classifier.history_) == 12
     assert_unchanged(cnn, before)
 
 
@@ -418,3 +419,126 @@ def test_feature_gap_is_a_table_over_every_split(cnn, digits):
     assert list(table.columns) == [*REPORT, "residual"]
     assert table.loc["11", "residual"] < 1e-5
     assert (table["kept_rate"] <= 1).all()
+
+
+class Sigmoids(nn.Module):
+    """One probability, not at the very end of the forward."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(4, 1)
+
+    def forward(self, x):
+        return torch.sigmoid(self.linear(x)).squeeze(-1)
+
+
+class OpaqueSigmoids(Sigmoids):
+    def forward(self, x):
+        return super().forward(x) if len(x) else x[:, 0]
+
+
+@pytest.mark.parametrize(
+    "net", [Sigmoids(), nn.Sequential(nn.Linear(4, 1), nn.Sigmoid(), nn.Flatten(0))]
+)
+def test_a_sigmoid_before_a_reshape_is_a_probability(net):
+    X, y = load_iris(return_X_y=True)
+    classifier = FeatureBackpropClassifier(net, trainer=GradientTrainer(max_epochs=0)).fit(X, y > 0)
+    with torch.no_grad():
+        expected = net(torch.tensor(X, dtype=torch.float32)).numpy()
+    np.testing.assert_allclose(classifier.predict_proba(X)[:, 1], expected, atol=1e-6)
+    assert classifier.report_["reached"] == 1.0
+
+
+def test_probabilities_that_cannot_be_told_from_logits_have_to_be_named():
+    X, y = load_iris(return_X_y=True)
+    classifier = FeatureBackpropClassifier(OpaqueSigmoids(), trainer=GradientTrainer(max_epochs=0))
+    with pytest.raises(ValueError, match=r"Pass head='probabilities' or head='logits'"):
+        classifier.fit(X, y > 0)
+    named = classifier.set_params(head="probabilities").fit(X, y > 0)
+    assert named.report_["reached"] == 1.0
+
+
+def test_balanced_classes_count_weights_not_rows(mlp):
+    X, y = load_iris(return_X_y=True)
+    weights = np.random.default_rng(0).integers(0, 4, len(y))
+    classifier = FeatureBackpropClassifier(
+        mlp.double(), trainer=QUICK, class_weight="balanced", batch_size=1000,
+        validation_fraction=0, random_state=0,
+    )  # fmt: skip
+    weighted = clone(classifier).fit(X, y, sample_weight=weights)
+    repeated = clone(classifier).fit(np.repeat(X, weights, axis=0), np.repeat(y, weights))
+    np.testing.assert_allclose(
+        weighted.predict_proba(X), repeated.predict_proba(X), rtol=0, atol=1e-12
+    )
+
+
+def test_a_warm_start_follows_new_parameters_and_survives_wrong_input():
+    X, y = load_iris(return_X_y=True)
+    classifier = FeatureBackpropClassifier(warm_start=True, random_state=0).fit(X, y)
+    assert classifier.set_params(split="hidden1", margin=3.0).fit(X, y).split_ == "hidden1"
+    assert classifier._output_targets.margin == 3.0
+    with pytest.raises(ValueError, match="expecting 4 features"):
+        classifier.fit(X[:, :3], y)
+    assert classifier.predict(X).shape == y.shape
+
+
+def test_normalisations_that_the_user_froze_keep_their_statistics():
+    X, y = load_iris(return_X_y=True)
+    net = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 3))
+    net[:2].requires_grad_(False)
+    fitted = FeatureBackpropClassifier(net, trainer=QUICK, random_state=0).fit(X, y).module_
+    assert torch.equal(fitted[1].running_mean, net[1].running_mean)
+    assert split_points(net, X) == ["3"]
+
+
+def test_a_network_frozen_for_inference_is_trained_all_the_same(mlp):
+    X, y = load_iris(return_X_y=True)
+    frozen = copy.deepcopy(mlp).requires_grad_(False)
+    fitted = FeatureBackpropClassifier(frozen, trainer=QUICK, random_state=0).fit(X, y).module_
+    free = FeatureBackpropClassifier(mlp, trainer=QUICK, random_state=0).fit(X, y).module_
+    assert states_equal(fitted, free)
+    assert not any(parameter.requires_grad for parameter in frozen.parameters())
+
+
+def test_a_parameter_shared_by_components_is_left_alone():
+    X, y = load_iris(return_X_y=True)
+    net = nn.Sequential(
+        nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 3)
+    ).double()
+    net[2].weight = net[0].weight
+    classifier = FeatureBackpropClassifier(net, split=[0, 2, 4], trainer=QUICK, random_state=0)
+    fitted = classifier.fit(X, y).module_
+    assert torch.equal(fitted[0].weight, net[0].weight)
+    assert not torch.equal(fitted[2].bias, net[2].bias)
+
+
+def test_reading_a_network_draws_no_random_numbers():
+    X, y = load_iris(return_X_y=True)
+    mlp = MLPClassifier((8,), max_iter=2000, solver="lbfgs", random_state=0).fit(X, y)
+    before = torch.get_rng_state()
+    FeatureBackpropClassifier(mlp, trainer=QUICK, random_state=0).fit(X, y)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_functional_dropout_is_active_while_the_network_trains():
+    class Dropping(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.linear = nn.Linear(4, 3)
+
+        def forward(self, x):
+            dropped = nn.functional.dropout(x, 0.5, training=self.training)
+            return self.linear(dropped)
+
+    X, y = load_iris(return_X_y=True)
+    trainer = GradientTrainer(lr=0.0, weight_decay=0.0, max_epochs=4)
+    classifier = FeatureBackpropClassifier(Dropping(), trainer=trainer, random_state=0).fit(X, y)
+    assert len({entry["task_loss"] for entry in classifier.history_}) == 4
+
+
+def test_half_precision_networks_give_arrays(mlp):
+    X, y = load_iris(return_X_y=True)
+    net = copy.deepcopy(mlp).bfloat16()
+    classifier = FeatureBackpropClassifier(net, split=0, trainer=QUICK, random_state=0).fit(X, y)
+    assert classifier.feature_targets(X, y).dtype == np.float32
+    assert classifier.predict_proba(torch.tensor(X, dtype=torch.bfloat16)).shape == (150, 3)

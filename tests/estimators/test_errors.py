@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 import torch
 from sklearn.datasets import load_diabetes, load_iris
-from sklearn.exceptions import NotFittedError
+from sklearn.exceptions import ConvergenceWarning, NotFittedError
 from sklearn.neural_network import MLPClassifier
+from sklearn.pipeline import make_pipeline
 from torch import nn
 from torch.utils.data import TensorDataset
 
@@ -32,6 +33,7 @@ class Detached(nn.Module):
     [
         ({"split": "22"}, ValueError, r"split='22' is not a split point .*Did you mean '2'"),
         ({"split": 7}, ValueError, r"split=7 is out of range: the network has 3 split points"),
+        ({"split": np.array(["x", "y"])}, ValueError, r"split='x' is not a split point"),
         ({"split": []}, TypeError, r"split must be a name, an index, a non-empty list"),
         ({"propagation": "joint"}, ValueError, r"propagation must be one of \['layerwise'"),
         ({"output_target": "far"}, ValueError, r"output_target must be one of .*'far'"),
@@ -53,6 +55,24 @@ class Detached(nn.Module):
             r"max_epochs must be an integer >= 0; got 1.5",
         ),
         ({"solver": "lsq", "split": 0}, ValueError, r"solver must be one of .*'lsqr'.*got 'lsq'"),
+        ({"solver": "lsq"}, ValueError, r"solver must be one of"),
+        ({"damping": "x"}, ValueError, r"damping must be .*'x'"),
+        ({"class_weight": "foo"}, ValueError, r"class_weight must be a dict .* got 'foo'"),
+        ({"batch_size": True}, ValueError, r"batch_size must be 'auto' or an integer >= 1"),
+        (
+            {"trainer": GradientTrainer(feature_only="no")},
+            ValueError,
+            r"feature_only must be True or False; got 'no'",
+        ),
+        (
+            {
+                "module": nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3)),
+                "batch_size": 1,
+                "trainer": GradientTrainer(),
+            },
+            ValueError,
+            r"BatchNorm1d cannot be trained on batches of one row: batch_size is 1",
+        ),
         ({"damping": -1, "split": 0}, ValueError, r"damping must be .*-1"),
         ({"classes": ["a"]}, ValueError, r"classes must be 3 labels"),
         ({"head": "probs"}, ValueError, r"head must be one of"),
@@ -76,11 +96,6 @@ class Detached(nn.Module):
             {"module": nn.Sequential(nn.Linear(4, 3), Detached(), nn.Linear(3, 3)), "split": "0"},
             UnsupportedLayerError,
             r"Stage '1': Detached cannot be inverted.*register_inverter\(Detached",
-        ),
-        (
-            {"module": nn.Linear(4, 3).requires_grad_(False)},
-            ValueError,
-            r"No parameter up to split .* can be trained",
         ),
     ],
     ids=lambda value: "-".join(value) if isinstance(value, dict) else "",
@@ -165,3 +180,39 @@ def test_outputs_that_do_not_fit_the_values():
         FeatureBackpropRegressor().fit(samples, None)
     with pytest.raises(ValueError, match="442 samples and y 3"):
         FeatureBackpropRegressor().fit(samples, values[:3])
+
+
+def test_values_that_are_not_numbers_in_feature_targets():
+    samples, values = load_diabetes(return_X_y=True)
+    regressor = FeatureBackpropRegressor(
+        nn.Linear(10, 1), trainer=GradientTrainer(max_epochs=0)
+    ).fit(samples, values)
+    with pytest.raises(ValueError, match="y contains NaN"):
+        regressor.feature_targets(samples, np.full(442, np.nan))
+
+
+def test_the_trainer_has_to_be_an_object_before_its_parameters_are_set(mlp):
+    classifier = FeatureBackpropClassifier(mlp)
+    with pytest.raises(ValueError, match=r"trainer__lr cannot be set .*GradientTrainer\(\) first"):
+        classifier.set_params(trainer__lr=0.1)
+    classifier.set_params(trainer=GradientTrainer(), trainer__lr=0.1)
+    assert classifier.trainer.lr == 0.1
+
+
+def test_a_pipeline_is_no_estimator_for_feature_gap(mlp):
+    pipeline = make_pipeline(FeatureBackpropClassifier(mlp))
+    with pytest.raises(TypeError, match=r"got Pipeline\. Of a Pipeline pass the last step"):
+        feature_gap(pipeline, X, Y)
+
+
+def test_labels_for_a_network_of_several_labels():
+    mlp = MLPClassifier((3,), max_iter=2000, random_state=0, solver="lbfgs").fit(X, np.eye(3)[Y])
+    with pytest.raises(ValueError, match=r"fitted on several labels a sample \(3 of them\)"):
+        FeatureBackpropClassifier(mlp).fit(X, Y)
+
+
+def test_training_that_diverges_is_said_and_undone(mlp):
+    classifier = FeatureBackpropClassifier(mlp, trainer=GradientTrainer(lr=1e30), random_state=0)
+    with pytest.warns(ConvergenceWarning, match=r"diverged: .* Lower lr \(now 1e\+30\)"):
+        classifier.fit(X, Y)
+    assert torch.equal(classifier.module_[0].weight, mlp[0].weight)

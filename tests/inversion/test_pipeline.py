@@ -1,11 +1,13 @@
 """A network as a Pipeline: forward it is the network, backward it is feature backpropagation."""
 
+import copy
+
 import numpy as np
 import pytest
 import torch
 from numpy.testing import assert_allclose, assert_array_equal
 from sklearn.base import clone
-from sklearn.datasets import make_classification
+from sklearn.datasets import load_digits, make_classification
 from sklearn.exceptions import NotFittedError
 from sklearn.neural_network import MLPClassifier
 from sklearn.pipeline import Pipeline
@@ -227,3 +229,15 @@ def test_what_is_not_fitted_or_no_network_is_refused():
         make_inversion_pipeline(MLPClassifier())
     with pytest.raises(TypeError, match=r"module must be a torch\.nn\.Module, .* got 3"):
         make_inversion_pipeline(3)
+
+
+def test_references_are_seen_in_the_precision_of_the_fit():
+    network = nn.Sequential(
+        nn.Conv2d(1, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3)
+    )
+    row = load_digits().data[7].reshape(1, 1, 8, 8)
+    for net in (network, copy.deepcopy(network).double()):
+        for dtype in ("float32", "float64"):
+            pipeline = make_inversion_pipeline(net).fit(row.astype(dtype))
+            back = pipeline.inverse_transform(pipeline.transform(row.astype(dtype)))
+            np.testing.assert_allclose(back, row, atol=1e-6)

@@ -107,7 +107,11 @@ def test_saturated_reference_is_kept_rather_than_pulled_back():
 
 @given(y=vectors, reference=vectors)
 def test_log_softmax_keeps_the_differences_that_are_wanted(y, reference):
-    x = invert(nn.LogSoftmax(-1), y[None], reference[None])[0]
+    layer = nn.LogSoftmax(-1)
+    x = invert(layer, y[None], reference[None])[0]
+    if torch.equal(x, reference):  # kept where a shift would only be worse
+        assert (layer(reference) - y).norm() <= (y.log_softmax(-1) - y).norm() * (1 + 1e-12)
+        return
     torch.testing.assert_close(x - x[0], y - y[0], rtol=0, atol=1e-13)
     torch.testing.assert_close(x.mean(), reference.mean(), rtol=0, atol=1e-13)
 

@@ -146,7 +146,7 @@ def test_calls_become_layers_with_the_same_options():
     types = {
         "relu": nn.ReLU,
         "max_pool2d": nn.MaxPool2d,
-        "dropout": nn.Identity,
+        "dropout": nn.Dropout,
         "flatten": Reshape,
         "softmax": nn.Softmax,
     }

@@ -150,10 +150,16 @@ def test_unfitted(source, text):
 
 
 def test_other_types():
-    expected = "module must be a torch.nn.Module, a fitted skorch net, a fitted MLPClassifier or "
-    with pytest.raises(
-        TypeError, match=expected + r"MLPRegressor, or None; got LogisticRegr.*\)\.$"
-    ):
+    expected = "a fitted skorch net, or a fitted MLPClassifier or "
+    with pytest.raises(TypeError, match=expected + r"MLPRegressor; got LogisticRegr.*\)\.$"):
         as_network(LogisticRegression())
     with pytest.raises(TypeError, match=r"got <class .*Linear'>\. Pass an instance, not the class"):
         as_network(nn.Linear)
+
+
+def test_torchscript():
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # torch discourages TorchScript
+        scripted = torch.jit.trace(torch.nn.Linear(2, 1), torch.zeros(1, 2))
+    with pytest.raises(TypeError, match="TorchScript module, whose copies cannot be trained"):
+        as_network(scripted)

@@ -9,7 +9,6 @@ from featprop_sklearn.networks import (
     Rescale,
     build_chain,
     chain_splits,
-    network_splits,
     private_copy,
     resolve_splits,
 )
@@ -37,14 +36,12 @@ def test_split_points_begin_with_the_first_parameters(chain):
     """Pre-activations are split points; what nothing trainable feeds is not."""
     assert chain.names == ["scale", "pad", *POINTS]
     assert chain_splits(chain) == POINTS
-    assert network_splits(network(), torch.zeros(2, 1, 4, 4)) == POINTS
 
 
-def test_frozen_parameters_count_as_trainable():
-    """The copy is trained, whatever the user froze."""
-    net = network().requires_grad_(False)
-    assert network_splits(net, torch.zeros(2, 1, 4, 4)) == POINTS
-    assert not any(p.requires_grad for p in net.parameters())
+def test_what_the_user_froze_is_not_to_be_trained():
+    net = network()
+    net.conv1.requires_grad_(False)
+    assert chain_splits(build_chain(net, torch.zeros(2, 1, 4, 4))) == POINTS[-1:]
 
 
 @pytest.mark.parametrize(

@@ -98,7 +98,10 @@ def test_auto_takes_rows_that_sum_to_one_but_are_negative_for_logits():
 
 
 def test_auto_does_not_guess_where_outputs_do_not_compete_or_are_missing():
-    assert resolve_head("auto", None, torch.full((3, 2), 0.5), per_logit=True) == Head("logits")
+    halves = torch.full((3, 2), 0.5)
+    assert resolve_head("auto", torch.nn.Linear, halves, per_logit=True) == Head("logits")
+    with pytest.raises(ValueError, match=r"head='auto' cannot tell .* Pass head='probabilities'"):
+        resolve_head("auto", None, halves, per_logit=True)
     assert resolve_head("auto", None, torch.zeros(0, 2), per_logit=False) == Head("logits")
 
 
