@@ -23,6 +23,7 @@ from featprop_sklearn.data import (
 )
 from featprop_sklearn.inversion.base import Bounds, InversionOptions
 from featprop_sklearn.inversion.prepare import prepare_inverter
+from featprop_sklearn.least_squares import SolveResult
 from featprop_sklearn.networks import SharedParameters, private_layer
 
 __all__ = ["LayerInverter"]
@@ -118,18 +119,18 @@ class LayerInverter(
             The fitted transformer.
         """
         samples = check_samples(self, X, reset=True)
+        options = InversionOptions(self.solver, self.damping, _checked_bounds(self.bounds))
         self.layer_ = private_layer(self._checked_layer()).requires_grad_(False)
         self.in_shape_ = samples.shape[1:]
         self._fitted_dtype = samples.dtype
         self.mean_ = samples.mean(axis=0, dtype=np.float64)
-        first = self._run(samples[:1])
+        first = self._first_output(samples[:1])
         self.out_shape_ = tuple(first.shape[1:])
         self._n_features_out = self.out_shape_[0] if self.out_shape_ else 1
-        options = InversionOptions(self.solver, self.damping, _checked_bounds(self.bounds))
         self._inverter = prepare_inverter(
             self.layer_, self.in_shape_, options, module_device(self.layer_)
         )
-        self.inverse_transform(to_array(first).astype(samples.dtype))
+        self.result_ = self._invert(to_array(first, samples.dtype), self._references(None, 1))
         return self
 
     def transform(self, X: ArrayLike) -> NDArray:
@@ -176,17 +177,8 @@ class LayerInverter(
             Y, allow_nd=True, ensure_2d=False, dtype=(np.float64, np.float32), input_name="Y"
         )
         self._check_shape(wanted, self.out_shape_, "Y", "outputs")
-        references = self._references(reference, len(wanted))
-        y, x0 = self._double(wanted), self._double(references)
-        with torch.no_grad():
-            met = self._met_already(wanted, references)
-            unmet = ~met.reshape(len(y), -1).all(dim=1)
-            if not unmet.any():
-                unmet[0] = True  # the result always says what the inversion would do
-            result = self._inverter.invert(y[unmet], x0[unmet])
-            solution = x0.clone()
-            solution[unmet] = torch.where(met[unmet], x0[unmet], result.solution)
-            self.result_ = replace(result, solution=solution)
+        result = self._invert(wanted, self._references(reference, len(wanted)))
+        self.result_ = result
         if not result.converged:
             warnings.warn(
                 f"{type(self.layer_).__name__}: the inversion did not converge for every sample "
@@ -195,7 +187,37 @@ class LayerInverter(
                 ConvergenceWarning,
                 stacklevel=2,
             )
-        return to_array(solution, wanted.dtype)
+        return to_array(result.solution, wanted.dtype)
+
+    @torch.no_grad()
+    def _invert(self, wanted: NDArray, references: NDArray) -> SolveResult:
+        """Invert the rows whose wanted output is not met already."""
+        y, x0 = self._double(wanted), self._double(references)
+        met = self._met_already(wanted, references)
+        unmet = ~met.reshape(len(y), -1).all(dim=1)
+        if not unmet.any():
+            unmet[0] = True  # the result always says what the inversion would do
+        result = self._inverter.invert(y[unmet], x0[unmet])
+        solution = x0.clone()
+        solution[unmet] = torch.where(met[unmet], x0[unmet], result.solution)
+        return replace(result, solution=solution)
+
+    def _first_output(self, sample: NDArray) -> Tensor:
+        name = type(self.layer_).__name__
+        try:
+            output = self._run(sample)
+        except Exception as error:  # whatever a user's forward may raise
+            raise ValueError(
+                f"layer ({name}) refused X of shape (n_samples, "
+                f"{', '.join(map(str, sample.shape[1:]))}): {error}. Pass X in the shape that the "
+                "layer takes."
+            ) from error
+        if not isinstance(output, Tensor):
+            raise ValueError(
+                f"layer ({name}) must return one tensor; it returned {type(output).__name__}. "
+                "Wrap it in a module that returns the tensor alone."
+            )
+        return output
 
     def _checked_layer(self) -> nn.Module:
         if self.layer is None:

@@ -71,7 +71,8 @@ class ClassMap:
             raise ValueError(
                 f"y holds the unknown label {unknown[0]!r}; the known labels are "
                 f"{_preview(self.classes)}; remove its samples or pass classes=[...] in the order "
-                "of the outputs"
+                "of the outputs (integers 0, 1, ... where a meta-estimator, such as a "
+                "VotingClassifier, encodes the labels first)"
             )
         indices = np.array([index_of[label] for label in labels.tolist()], dtype=np.int64)
         return indices[position]

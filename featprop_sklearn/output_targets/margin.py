@@ -15,8 +15,8 @@ def check_margin(margin: float) -> float:
     """Return ``margin`` as a float, refusing anything but a finite number >= 0."""
     if not isinstance(margin, Real) or not 0 <= margin < math.inf:
         raise ValueError(
-            f"margin must be a finite number >= 0, got {margin!r}; "
-            "auto_margin(logits) proposes one on the scale of the network's logits"
+            f"margin must be 'auto' or a finite number >= 0, got {margin!r}; "
+            "'auto' takes one on the scale of the network's logits"
         )
     return float(margin)
 

@@ -210,7 +210,7 @@ def test_layer_is_left_alone(build, shape):
 def test_layer_is_left_alone_after_an_error_of_its_own():
     layer = nn.Linear(3, 2).train()
     before = state(layer)
-    with pytest.raises(RuntimeError):
+    with pytest.raises(ValueError, match="refused X"):
         LayerInverter(layer).fit(samples(4, 5))
     assert_same_state(before, state(layer))
 
@@ -291,3 +291,39 @@ def test_what_is_not_finite_is_refused(bad):
     ):
         with pytest.raises(ValueError, match=r"contains (NaN|infinity)"):
             attempt()
+
+
+def test_layers_that_cannot_run_on_the_data():
+    X = np.zeros((3, 4))
+    with pytest.raises(ValueError, match=r"layer \(Linear\) refused X of shape \(n_samples, 4\)"):
+        LayerInverter(nn.Linear(5, 2)).fit(X)
+    with pytest.raises(ValueError, match=r"layer \(LSTM\) must return one tensor.*tuple"):
+        LayerInverter(nn.LSTM(4, 2)).fit(X)
+    with pytest.raises(ValueError, match="solver must be one of"):
+        LayerInverter(nn.ReLU(), solver="x").fit(X)
+    with pytest.raises(ValueError, match="damping must be 'auto' or a finite number"):
+        LayerInverter(nn.ReLU(), damping="y").fit(X)
+
+
+def test_a_window_of_padding_alone_is_no_obstacle():
+    pool = nn.MaxPool1d(2, stride=1, padding=1, dilation=3)
+    X = np.random.default_rng(0).normal(size=(3, 1, 2))
+    inverter = LayerInverter(pool).fit(X)
+    assert np.isfinite(inverter.result_.solution.numpy()).all()
+
+
+def test_only_rows_that_need_it_are_inverted(monkeypatch):
+    X = np.random.default_rng(0).normal(size=(6, 4))
+    inverter = LayerInverter(nn.Linear(4, 2).double()).fit(X)
+    seen = []
+    invert = inverter._inverter.invert
+    monkeypatch.setattr(
+        inverter._inverter, "invert", lambda y, x0: seen.append(len(y)) or invert(y, x0)
+    )
+    wanted = inverter.transform(X)
+    wanted[2] += 1
+    found = inverter.inverse_transform(wanted, X)
+    assert seen == [1]
+    np.testing.assert_array_equal(np.delete(found, 2, 0), np.delete(X, 2, 0))
+    np.testing.assert_allclose(inverter.transform(found), wanted, atol=1e-12)
+    assert inverter.result_.solution.shape == X.shape

@@ -163,5 +163,7 @@ def test_no_samples():
 
 @pytest.mark.parametrize("margin", [-1.0, float("nan"), float("inf"), "1"])
 def test_refuses_bad_margins(margin):
-    with pytest.raises(ValueError, match=r"margin must be a finite number >= 0, got .*auto_margin"):
+    with pytest.raises(
+        ValueError, match=r"margin must be 'auto' or a finite number >= 0, got .*'auto' takes one"
+    ):
         nearest_target(torch.zeros(1, 2), torch.tensor([0]), margin)

@@ -206,7 +206,7 @@ def test_targets_carry_no_gradient():
     [
         ({"task": "ranking"}, r"task must be one of \['multiclass', .*got 'ranking'"),
         ({"rule": "closest"}, r"output_target must be one of \['nearest', .*got 'closest'"),
-        ({"margin": -0.5}, r"margin must be a finite number >= 0, got -0.5"),
+        ({"margin": -0.5}, r"margin must be 'auto' or a finite number >= 0, got -0.5"),
         ({"step": 0}, r"target_step must be a number in \(0, 1\], got 0"),
         ({"step": 1.5}, r"target_step must be a number in \(0, 1\], got 1.5"),
         (

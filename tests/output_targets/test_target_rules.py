@@ -96,7 +96,7 @@ def test_per_logit_violation_is_the_worst_logit():
 
 @pytest.mark.parametrize("rule", [per_logit.nearest, per_logit.max_assign, max_assign_target])
 def test_refuses_negative_margins(rule):
-    with pytest.raises(ValueError, match=r"margin must be a finite number >= 0, got -1"):
+    with pytest.raises(ValueError, match=r"margin must be 'auto' or a finite number >= 0, got -1"):
         rule(torch.zeros(1, 1), torch.zeros(1, 1, dtype=torch.int64), -1)
 
 
