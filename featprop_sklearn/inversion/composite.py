@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterator
+import copy
+from dataclasses import replace
 
 import torch
 from torch import Size, Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from featprop_sklearn.inversion.base import InversionOptions, Inverter, UnsupportedLayerError
-from featprop_sklearn.least_squares import BatchMap, KrylovSolver, LinearMap, SolveResult
+from featprop_sklearn.inversion.jacobian import Jacobian, linearise, rows_at_a_time
+from featprop_sklearn.least_squares import SolveResult
 
 __all__ = ["GaussNewton"]
 
@@ -29,8 +29,8 @@ MAX_HALVINGS = 8
 class GaussNewton(Inverter):
     """Solve min ‖x − x0‖² s.t. f(x) = y, or least squares, for a differentiable stage.
 
-    Each step linearises f at x and solves, matrix-free by products with the Jacobian J
-    (``torch.func.jvp`` / ``vjp``), the damped problem centred on the reference::
+    Each step linearises f at x and solves, with the Jacobian J of every sample (dense where
+    it is small, else through products alone), the damped problem centred on the reference::
 
         x⁺ = x0 + argmin_e ‖J e − (y − f(x) + J (x − x0))‖² + λ²‖e‖²
 
@@ -61,7 +61,7 @@ class GaussNewton(Inverter):
         ones = torch.ones(5, *self.in_shape, dtype=torch.float64, device=device)
         probe = ones * _like(torch.linspace(0.0, 1.0, 5, device=device), ones)
         try:
-            change = _Jacobian(self.layer, probe).apply(torch.ones_like(probe))
+            change = Jacobian(self.layer, probe).apply(torch.ones_like(probe))
             output = self.layer(probe)
             flat = not change.any() and bool((output != output[:1]).any())
             reason = "its derivative is zero although its output varies" if flat else ""
@@ -76,55 +76,62 @@ class GaussNewton(Inverter):
             )
 
     def invert(self, wanted: Tensor, reference: Tensor) -> SolveResult:  # noqa: D102
+        rows = rows_at_a_time(wanted, reference)
+        parts = [
+            self._invert(*chunk)
+            for chunk in zip(wanted.split(rows), reference.split(rows), strict=True)
+        ]
+        worst = max(parts, key=lambda part: (not part.converged, part.residual))
+        return replace(
+            worst,
+            solution=torch.cat([part.solution for part in parts]),
+            iterations=max(part.iterations for part in parts),
+        )
+
+    def _invert(self, wanted: Tensor, reference: Tensor) -> SolveResult:
         state = _Search(self.layer, wanted, reference, self.penalty)
         damping = self.penalty
-        for _ in range(MAX_STEPS):
-            if not state.active.any():
-                break
+        while state.active.any() and state.steps < MAX_STEPS:
             state.steps += 1
-            jacobian = _Jacobian(self.layer, state.x)
-            sigma = _largest_singular_values(jacobian, state.residual)
-            if self.options.damping == "auto":
-                damping = float(sigma.max()) * SMALLEST_TRUST
-            gradient = state.gradient(jacobian)
-            # a step that damping holds back makes hardly any progress: restoring then helps more
-            progress = ROUNDING if self.penalty else PROGRESS
-            moved = state.try_step(self._centred(jacobian, state, damping), gradient, progress)
-            if not bool(moved[state.active].all()):
-                step = self._restoring(jacobian, state, sigma)
-                restored = state.try_step(step, gradient, ROUNDING, only=~moved)
-                state.adapt(moved, restored)
-                done = state.stationary(gradient, sigma, STOP) | (state.trust >= LARGEST_TRUST)
-                state.active = state.active & (moved | restored | ~done)
+            rows = state.active.nonzero()[:, 0]
+            part = state.select(rows)
+            damping = max(damping, self._step(part))
+            state.update(rows, part)
         return self._result(state, damping)
 
-    def _centred(self, jacobian: LinearMap, state: _Search, damping: float) -> Tensor:
-        solve = KrylovSolver(tolerance=1e-12, max_iterations=500).prepare(jacobian, damping)
-        centred = solve.solve(state.residual + jacobian.apply(state.x - state.reference)).solution
-        return state.reference + centred - state.x
+    def _step(self, state: _Search) -> float:
+        """Move every sample that can be moved; return the λ of the steps."""
+        jacobian = linearise(self.layer, state.x)
+        sigma = _largest_singular_values(jacobian, state.residual)
+        automatic = self.options.damping == "auto"
+        damping = sigma * SMALLEST_TRUST if automatic else torch.full_like(sigma, self.penalty)
+        gradient = state.gradient(jacobian)
+        # a step that damping holds back makes hardly any progress: restoring then helps more
+        progress = ROUNDING if self.penalty else PROGRESS
+        offset = state.x - state.reference
+        centred = jacobian.damped(state.residual + jacobian.apply(offset), damping) - offset
+        moved = state.try_step(centred, gradient, progress)
+        if not bool(moved.all()):
+            step = self._restoring(jacobian, state, sigma)
+            restored = state.try_step(step, gradient, ROUNDING, only=~moved)
+            state.adapt(moved, restored)
+            done = state.stationary(gradient, sigma, STOP) | (state.trust >= LARGEST_TRUST)
+            state.active = moved | restored | ~done
+        return float(damping.max())
 
-    def _restoring(self, jacobian: LinearMap, state: _Search, sigma: Tensor) -> Tensor:
-        """Solve min ‖J p − r‖² + λ²‖x + p − x0‖² + μ²‖p‖², every sample with its own μ."""
-        scale = _like((state.trust * sigma.clamp_min(1e-12)).reciprocal(), state.x.flatten(1))
-        size, penalty = jacobian.shape[0], self.penalty
+    def _restoring(self, jacobian: Jacobian, state: _Search, sigma: Tensor) -> Tensor:
+        """Solve min ‖J p − r‖² + λ²‖x + p − x0‖² + μ²‖p‖², every sample with its own μ.
 
-        def apply(p: Tensor) -> Tensor:
-            return scale * torch.cat([jacobian.apply(p).flatten(1), penalty * p.flatten(1)], dim=1)
-
-        def adjoint(r: Tensor) -> Tensor:
-            image, shift = (scale * r).split([size, r.shape[1] - size], dim=1)
-            pulled = jacobian.adjoint(image.reshape(-1, *jacobian.out_shape))
-            return pulled + penalty * shift.reshape(pulled.shape)
-
-        stacked = BatchMap(apply, adjoint, jacobian.in_shape, (sum(jacobian.shape),), scale.device)
-        offset = penalty * (state.reference - state.x)
-        rhs = scale * torch.cat([state.residual.flatten(1), offset.flatten(1)], dim=1)
-        solver = KrylovSolver(tolerance=1e-12, max_iterations=500)
-        return solver.prepare(stacked, 1.0).solve(rhs).solution
+        The two penalties are one, (λ² + μ²)‖p − q‖², around q = λ²/(λ² + μ²)·(x0 − x).
+        """
+        trust = (state.trust * sigma).clamp_min(1e-12)
+        both = (trust.square() + self.penalty**2).sqrt()
+        centre = _like((self.penalty / both) ** 2, state.x) * (state.reference - state.x)
+        return centre + jacobian.damped(state.residual - jacobian.apply(centre), both)
 
     def _result(self, state: _Search, damping: float) -> SolveResult:
         relative = state.relative_residual()
-        jacobian = _Jacobian(self.layer, state.x)
+        jacobian = Jacobian(self.layer, state.x)
         sigma = _largest_singular_values(jacobian, state.residual)
         stationary = state.stationary(state.gradient(jacobian), sigma, STATIONARY)
         short = int((~(stationary | (relative <= STATIONARY))).sum())
@@ -145,27 +152,6 @@ class GaussNewton(Inverter):
         )
 
 
-class _Jacobian(LinearMap):
-    """The Jacobian of a stage at each sample, through products alone."""
-
-    provides = ("apply", "adjoint")
-
-    def __init__(self, layer: nn.Module, x: Tensor) -> None:
-        with _differentiable():
-            output, self._pull = torch.func.vjp(layer, x)[:2]
-        super().__init__(tuple(x.shape[1:]), tuple(output.shape[1:]), x.device)
-        self._layer: Callable[[Tensor], Tensor] = layer
-        self._x = x
-
-    def apply(self, inputs: Tensor) -> Tensor:
-        with _differentiable():
-            return torch.func.jvp(self._layer, (self._x,), (inputs,))[1]
-
-    def adjoint(self, outputs: Tensor) -> Tensor:
-        with _differentiable():
-            return self._pull(outputs)[0]
-
-
 class _Search:
     """Where each sample stands: its input, its residual, whether it still moves."""
 
@@ -179,6 +165,22 @@ class _Search:
         self.active = self.relative_residual() > MET
         self.trust = torch.full_like(self.active, SMALLEST_TRUST, dtype=reference.dtype)
         self.steps = 0
+
+    _ROWS = ("wanted", "reference", "x", "residual", "active", "trust")
+
+    def select(self, rows: Tensor) -> _Search:
+        """Return the search of some samples alone."""
+        part = copy.copy(self)
+        for name in self._ROWS:
+            setattr(part, name, getattr(self, name)[rows])
+        return part
+
+    def update(self, rows: Tensor, part: _Search) -> None:
+        """Take over where some samples have got to."""
+        for name in self._ROWS:
+            values = getattr(self, name).clone()
+            values[rows] = getattr(part, name)
+            setattr(self, name, values)
 
     def stationary(self, gradient: Tensor, sigma: Tensor, tolerance: float) -> Tensor:
         """Where the merit is flat, or the wanted output met."""
@@ -195,7 +197,7 @@ class _Search:
     def relative_residual(self) -> Tensor:
         return _norm(self.residual) / _norm(self.wanted).clamp_min(1e-12)
 
-    def gradient(self, jacobian: LinearMap) -> Tensor:
+    def gradient(self, jacobian: Jacobian) -> Tensor:
         """Return minus half the gradient of the merit, the way down."""
         return jacobian.adjoint(self.residual) - self.penalty**2 * (self.x - self.reference)
 
@@ -238,7 +240,7 @@ class _Search:
         return _norm(residual) ** 2 + self.penalty**2 * _norm(x - self.reference) ** 2
 
 
-def _largest_singular_values(jacobian: LinearMap, start: Tensor) -> Tensor:
+def _largest_singular_values(jacobian: Jacobian, start: Tensor) -> Tensor:
     """Estimate σ_max of each sample by power iteration, within about a tenth."""
     direction = jacobian.adjoint(torch.where(start == 0, 1.0, start))
     size = _norm(direction)
@@ -247,18 +249,6 @@ def _largest_singular_values(jacobian: LinearMap, start: Tensor) -> Tensor:
         direction = jacobian.adjoint(jacobian.apply(unit))
         size = _norm(direction)
     return size.sqrt()
-
-
-@contextlib.contextmanager
-def _differentiable() -> Iterator[None]:
-    """Leave out the fused kernels that have no forward-mode derivative."""
-    fast = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        with sdpa_kernel(SDPBackend.MATH):
-            yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(fast)
 
 
 def _norm(values: Tensor) -> Tensor:
