@@ -27,7 +27,7 @@ setup: $(STAMP)  ## Create .venv, or bring it up to date
 quickstart: setup  ## Run examples/quickstart.py
 	$(RUN) examples/quickstart.py
 
-test: lint  ## Lint, then run the tests (PYTEST_ARGS="tests/inversion -x" narrows them)
+test: lint docs  ## Lint, build the docs, then run the tests (PYTEST_ARGS="tests/inversion -x" narrows them)
 	OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 --dist worksteal $(PYTEST_ARGS)
 
 lint: setup  ## Check style, types, import direction and docstrings
