@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -64,12 +63,22 @@ class Elementwise(Inverter):
         reference = self._in_range(reference)
         present = self.layer(reference)
         found = [self._best_on(piece, wanted, reference, present) for piece in self.pieces()]
-        inputs, values = (torch.stack(each) for each in zip(*found, strict=True))
+        (best, value), *others = found
+        if not others:
+            return SolveResult(best)
+        lowest, highest = value, value
+        for _, other in others:
+            lowest, highest = torch.minimum(lowest, other), torch.maximum(highest, other)
         # beyond all values only their order counts, and a huge y would round it away
-        gaps = (values - wanted.clamp(values.amin(0), values.amax(0))).abs()
-        distances = (inputs - reference).abs().clamp(max=_LARGEST)
-        best = distances.masked_fill(gaps > gaps.amin(0), math.inf).argmin(0, keepdim=True)
-        return SolveResult(inputs.gather(0, best)[0])
+        wanted = torch.minimum(torch.maximum(wanted, lowest), highest)
+        gap, distance = (value - wanted).abs(), (best - reference).abs()
+        for x, value in others:
+            other_gap, other_distance = (value - wanted).abs(), (x - reference).abs()
+            better = (other_gap < gap) | ((other_gap == gap) & (other_distance < distance))
+            best = torch.where(better, x, best)
+            gap = torch.where(better, other_gap, gap)
+            distance = torch.where(better, other_distance, distance)
+        return SolveResult(best)
 
     def _best_on(
         self, piece: Piece, wanted: Tensor, reference: Tensor, present: Tensor
