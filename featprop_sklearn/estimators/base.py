@@ -193,7 +193,7 @@ class FeatureBackpropBase(SharedParameters, BaseEstimator, ABC):
         random_state = check_random_state(_draw_seed(random_state) ^ seen)
         self._post_train(given, None, trainer, random_state, interrupted)
         self.history_ = history + self.history_
-        self.n_iter_ = len(self.history_)
+        self.n_iter_ = _epochs(self.history_)
         self.report_["seconds"] = time.perf_counter() - started
         return self
 
@@ -310,7 +310,7 @@ class FeatureBackpropBase(SharedParameters, BaseEstimator, ABC):
             )
         except KeyboardInterrupt:
             interrupted = True
-        self.n_iter_ = sum(1 for entry in self.history_ if entry["epoch"] > 0)
+        self.n_iter_ = _epochs(self.history_)
         if interrupted:
             warnings.warn(
                 "Training was interrupted; the estimator is usable, with the network as far as "
@@ -417,6 +417,11 @@ def _is_several(split: object) -> bool:
 
 def _label_tensor(encoded: NDArray, task: str, dtype: torch.dtype) -> Tensor:
     return to_tensor(encoded, dtype if task == "regression" else torch.int64)
+
+
+def _epochs(history: list[dict[str, Any]]) -> int:
+    """Count the epochs; entry 0 is the network before training."""
+    return sum(1 for entry in history if entry["epoch"] > 0)
 
 
 def _draw_seed(random_state: np.random.RandomState) -> int:

@@ -202,6 +202,8 @@ class FeatureBackpropClassifier(ClassifierMixin, FeatureBackpropBase):
     ) -> Self:
         """Train one epoch on a chunk of the data; the first chunk sets the network up.
 
+        ``history_`` and ``n_iter_`` go on from chunk to chunk, ``report_`` is the chunk's.
+
         Parameters
         ----------
         X : array-like of shape (n_samples, ...)

@@ -155,6 +155,8 @@ class FeatureBackpropRegressor(RegressorMixin, FeatureBackpropBase):
     ) -> Self:
         """Train one epoch on a chunk of the data; the first chunk sets the network up.
 
+        ``history_`` and ``n_iter_`` go on from chunk to chunk, ``report_`` is the chunk's.
+
         Parameters
         ----------
         X : array-like of shape (n_samples, ...)

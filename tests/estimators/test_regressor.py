@@ -119,6 +119,8 @@ def test_partial_fit_and_pickle(diabetes, mlp):
     for _ in range(20):
         regressor.partial_fit(X, y)
     assert regressor.score(X_test, y_test) > mlp.score(X_test, y_test)
+    epochs = regressor.fit(X, y).n_iter_
+    assert regressor.partial_fit(X, y).n_iter_ == epochs + 1
     copy = pickle.loads(pickle.dumps(regressor))
     np.testing.assert_array_equal(copy.predict(X_test), regressor.predict(X_test))
     assert clone(regressor).module is mlp
