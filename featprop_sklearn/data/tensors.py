@@ -65,7 +65,8 @@ def resolve_device(device: Any) -> torch.device:
 def batches(n_samples: int, batch_size: int) -> Iterator[slice]:
     """Yield slices that cover the rows in order, of nearly equal lengths.
 
-    Equal lengths leave no last batch of one row, which a BatchNorm in training refuses.
+    Equal lengths leave no short last batch, such as the one row that a BatchNorm in
+    training refuses.
     """
     count = max(1, -(-n_samples // batch_size))
     edges = [n_samples * i // count for i in range(count + 1)]

@@ -168,7 +168,7 @@ class FeatureBackpropBase(SharedParameters, BaseEstimator, ABC):
         """Everything that ``fit`` does."""
         started = time.perf_counter()
         goes_on = self.warm_start and hasattr(self, "module_")
-        samples = self._known_samples(X) if goes_on else check_samples(self, X, reset=True)
+        samples = self._known_samples(X) if goes_on else self._samples(X, reset=True)
         trainer = checked_trainer(self.trainer, self.alpha)
         random_state = check_random_state(self.random_state)
         given = self._weighted(samples, self._check_y(samples, y), sample_weight)
@@ -182,7 +182,7 @@ class FeatureBackpropBase(SharedParameters, BaseEstimator, ABC):
         """One pass over a chunk; the first chunk sets the network up."""
         started = time.perf_counter()
         first = not hasattr(self, "module_")
-        samples = check_samples(self, X, reset=True) if first else self._known_samples(X)
+        samples = self._samples(X, reset=True) if first else self._known_samples(X)
         trainer = clone(checked_trainer(self.trainer, self.alpha)).set_params(max_epochs=1)
         random_state = check_random_state(self.random_state)
         given = self._weighted(samples, self._check_y(samples, y), sample_weight)
@@ -197,9 +197,8 @@ class FeatureBackpropBase(SharedParameters, BaseEstimator, ABC):
         self.report_["seconds"] = time.perf_counter() - started
         return self
 
-    def _weighted(self, X: ArrayLike, y: NDArray, sample_weight: ArrayLike | None) -> _Given:
+    def _weighted(self, samples: NDArray, y: NDArray, sample_weight: ArrayLike | None) -> _Given:
         """Return the rows that count; a row of zero weight is as good as absent."""
-        samples = shape_samples(np.asarray(X), self.input_shape)
         weights = _check_sample_weight(
             sample_weight, samples, dtype=np.float64, ensure_non_negative=True
         )
@@ -399,10 +398,14 @@ class FeatureBackpropBase(SharedParameters, BaseEstimator, ABC):
         outputs = self._outputs(self.module_, self._tensor(samples, self.module_))
         return outputs.reshape(len(outputs), -1)
 
+    def _samples(self, X: ArrayLike, *, reset: bool) -> NDArray:
+        """Check X, and give its rows the shape that the network takes."""
+        return shape_samples(check_samples(self, X, reset=reset), self.input_shape)
+
     def _known_samples(self, X: ArrayLike) -> NDArray:
         """Check X against what the network was fitted on."""
         check_is_fitted(self)
-        samples = shape_samples(check_samples(self, X, reset=False), self.input_shape)
+        samples = self._samples(X, reset=False)
         if samples.shape[1:] != self._sample_shape:
             raise ValueError(
                 f"X holds samples of shape {samples.shape[1:]}, but {type(self).__name__} was "

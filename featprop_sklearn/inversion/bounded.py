@@ -10,7 +10,7 @@ from torch import Tensor
 
 from featprop_sklearn.inversion.base import Bounds
 from featprop_sklearn.least_squares import LinearMap, SolveResult, get_solver
-from featprop_sklearn.least_squares.linear_map import as_rows
+from featprop_sklearn.least_squares.rows import as_rows, row_dots, row_norms
 from featprop_sklearn.least_squares.solver import entries, fits_densely
 
 __all__ = ["BoundedLeastSquares"]
@@ -147,13 +147,13 @@ class BoundedLeastSquares:
         """Repeat proximal steps, each given the last solution and dual, until all stands still."""
         dual, optimum, steps = self._continuation(target, origin, weight)
         solution = dual.primal(optimum)
-        data = _norm(target) + _norm(origin)
+        data = row_norms(target) + row_norms(origin)
         for _ in range(PROXIMAL_STEPS):
             dual = step(solution, optimum)
             optimum, used = dual.maximise(optimum)
             before, solution = solution, dual.primal(optimum)
             steps += used
-            change = _relative(_norm(observe(solution) - observe(before)), data)
+            change = _relative(row_norms(observe(solution) - observe(before)), data)
             if not bool((change > JITTER * dual.rounding(optimum)).any()):
                 return solution, torch.maximum(change, dual.error(optimum)), steps
         # so slow a geometric series still has about as many terms of this size to come
@@ -232,9 +232,13 @@ class _Dual:
     def value(self, dual: Tensor) -> Tensor:
         lift = dual @ self.rows
         primal = self.clip(self.origin + lift)
-        conjugate = _dot(lift, primal) - 0.5 * _dot(primal - self.origin, primal - self.origin)
+        conjugate = row_dots(lift, primal) - 0.5 * row_dots(
+            primal - self.origin, primal - self.origin
+        )
         offset = dual - self.centre
-        return _dot(self.target, dual) - 0.5 * self.weight * _dot(offset, offset) - conjugate
+        return (
+            row_dots(self.target, dual) - 0.5 * self.weight * row_dots(offset, offset) - conjugate
+        )
 
     def gradient(self, dual: Tensor) -> Tensor:
         reached = self.primal(dual) @ self.rows.T
@@ -242,12 +246,14 @@ class _Dual:
 
     def error(self, dual: Tensor) -> Tensor:
         """Norm of the gradient, relative to the data."""
-        return _relative(_norm(self.gradient(dual)), _norm(self.target) + _norm(self.origin))
+        return _relative(
+            row_norms(self.gradient(dual)), row_norms(self.target) + row_norms(self.origin)
+        )
 
     def rounding(self, dual: Tensor) -> Tensor:
         """How small the relative error can be, given what cancels in A'z."""
-        data = _norm(self.target) + _norm(self.origin)
-        return ROUNDING + _relative(torch.finfo(dual.dtype).eps * _norm(dual), data)
+        data = row_norms(self.target) + row_norms(self.origin)
+        return ROUNDING + _relative(torch.finfo(dual.dtype).eps * row_norms(dual), data)
 
     def maximise(self, start: Tensor) -> tuple[Tensor, int]:
         """Newton's method until rounding stops it; return the duals and the steps taken."""
@@ -259,7 +265,7 @@ class _Dual:
             steps += 1
             gradient = self.gradient(dual)
             direction = self._newton_direction(dual, gradient)
-            length = self._backtrack(dual, direction, _dot(gradient, direction), least)
+            length = self._backtrack(dual, direction, row_dots(gradient, direction), least)
             length = torch.where(active, length, 0.0)
             dual = dual + length[:, None] * direction
             error = self.error(dual)
@@ -296,14 +302,6 @@ def _reduced(linear_map: LinearMap) -> tuple[Tensor, Tensor, float]:
     kept = values > max(linear_map.shape) * torch.finfo(values.dtype).eps * largest
     scale = largest or 1.0
     return left[:, kept], (values[kept, None] / scale) * right[kept], scale
-
-
-def _dot(left: Tensor, right: Tensor) -> Tensor:
-    return (left * right).sum(dim=1)
-
-
-def _norm(values: Tensor) -> Tensor:
-    return torch.linalg.vector_norm(values, dim=1)
 
 
 def _relative(error: Tensor, scale: Tensor) -> Tensor:

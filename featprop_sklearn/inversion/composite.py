@@ -9,8 +9,9 @@ import torch
 from torch import Size, Tensor, nn
 
 from featprop_sklearn.inversion.base import InversionOptions, Inverter, UnsupportedLayerError
-from featprop_sklearn.inversion.jacobian import Jacobian, linearise, rows_at_a_time
-from featprop_sklearn.least_squares import SolveResult
+from featprop_sklearn.inversion.jacobian import DenseJacobian, Jacobian, linearise, rows_at_a_time
+from featprop_sklearn.least_squares import LinearMap, SolveResult
+from featprop_sklearn.least_squares.rows import per_row, row_dots, row_norms
 
 __all__ = ["GaussNewton"]
 
@@ -59,7 +60,7 @@ class GaussNewton(Inverter):
         tensors = [*self.layer.parameters(), *self.layer.buffers()]
         device = tensors[0].device if tensors else torch.device("cpu")
         ones = torch.ones(5, *self.in_shape, dtype=torch.float64, device=device)
-        probe = ones * _like(torch.linspace(0.0, 1.0, 5, device=device), ones)
+        probe = ones * per_row(torch.linspace(0.0, 1.0, 5, device=device), ones)
         try:
             change = Jacobian(self.layer, probe).apply(torch.ones_like(probe))
             output = self.layer(probe)
@@ -119,14 +120,16 @@ class GaussNewton(Inverter):
             state.active = moved | restored | ~done
         return float(damping.max())
 
-    def _restoring(self, jacobian: Jacobian, state: _Search, sigma: Tensor) -> Tensor:
+    def _restoring(
+        self, jacobian: Jacobian | DenseJacobian, state: _Search, sigma: Tensor
+    ) -> Tensor:
         """Solve min ‖J p − r‖² + λ²‖x + p − x0‖² + μ²‖p‖², every sample with its own μ.
 
         The two penalties are one, (λ² + μ²)‖p − q‖², around q = λ²/(λ² + μ²)·(x0 − x).
         """
         trust = (state.trust * sigma).clamp_min(1e-12)
         both = (trust.square() + self.penalty**2).sqrt()
-        centre = _like((self.penalty / both) ** 2, state.x) * (state.reference - state.x)
+        centre = per_row((self.penalty / both) ** 2, state.x) * (state.reference - state.x)
         return centre + jacobian.damped(state.residual - jacobian.apply(centre), both)
 
     def _result(self, state: _Search, damping: float) -> SolveResult:
@@ -185,7 +188,7 @@ class _Search:
     def stationary(self, gradient: Tensor, sigma: Tensor, tolerance: float) -> Tensor:
         """Where the merit is flat, or the wanted output met."""
         size = self._merit(self.x, self.residual).sqrt()
-        flat = _norm(gradient) <= tolerance * (sigma + self.penalty) * size
+        flat = row_norms(gradient) <= tolerance * (sigma + self.penalty) * size
         return flat | (self.relative_residual() <= MET)
 
     def adapt(self, moved: Tensor, restored: Tensor) -> None:
@@ -195,9 +198,9 @@ class _Search:
         self.trust = torch.where(moved | ~self.active, self.trust, changed)
 
     def relative_residual(self) -> Tensor:
-        return _norm(self.residual) / _norm(self.wanted).clamp_min(1e-12)
+        return row_norms(self.residual) / row_norms(self.wanted).clamp_min(1e-12)
 
-    def gradient(self, jacobian: Jacobian) -> Tensor:
+    def gradient(self, jacobian: LinearMap) -> Tensor:
         """Return minus half the gradient of the merit, the way down."""
         return jacobian.adjoint(self.residual) - self.penalty**2 * (self.x - self.reference)
 
@@ -211,7 +214,7 @@ class _Search:
         """
         open_ = self.active if only is None else self.active & only
         moved = torch.zeros_like(open_)
-        slope = 2 * (gradient * step).reshape(len(step), -1).sum(dim=1)
+        slope = 2 * row_dots(gradient, step)
         least = torch.maximum(SHARE * slope, progress * self._merit(self.x, self.residual))
         least = torch.where(slope > 0, least, torch.inf)
         length = 1.0
@@ -219,8 +222,8 @@ class _Search:
             candidate = self.x + length * step
             residual = self.wanted - self.layer(candidate)
             better = open_ & self._improves(candidate, residual, length * least)
-            self.x = torch.where(_like(better, self.x), candidate, self.x)
-            self.residual = torch.where(_like(better, residual), residual, self.residual)
+            self.x = torch.where(per_row(better, self.x), candidate, self.x)
+            self.residual = torch.where(per_row(better, residual), residual, self.residual)
             moved, open_ = moved | better, open_ & ~better
             if not open_.any():
                 break
@@ -229,31 +232,23 @@ class _Search:
 
     def _improves(self, candidate: Tensor, residual: Tensor, least: Tensor) -> Tensor:
         new, old = self._merit(candidate, residual), self._merit(self.x, self.residual)
-        far, near = _norm(self.x - self.reference), _norm(candidate - self.reference)
-        met = MET * _norm(self.wanted).clamp_min(1e-12)
+        far, near = row_norms(self.x - self.reference), row_norms(candidate - self.reference)
+        met = MET * row_norms(self.wanted).clamp_min(1e-12)
         # among inputs that meet the wanted output, nearer is better
-        both_meet = (_norm(residual) <= met) & (_norm(self.residual) <= met)
+        both_meet = (row_norms(residual) <= met) & (row_norms(self.residual) <= met)
         nearer = near < (1 - 1e-9) * far
         return (new < old - least) | (both_meet & nearer)
 
     def _merit(self, x: Tensor, residual: Tensor) -> Tensor:
-        return _norm(residual) ** 2 + self.penalty**2 * _norm(x - self.reference) ** 2
+        return row_norms(residual) ** 2 + self.penalty**2 * row_norms(x - self.reference) ** 2
 
 
-def _largest_singular_values(jacobian: Jacobian, start: Tensor) -> Tensor:
+def _largest_singular_values(jacobian: LinearMap, start: Tensor) -> Tensor:
     """Estimate σ_max of each sample by power iteration, within about a tenth."""
     direction = jacobian.adjoint(torch.where(start == 0, 1.0, start))
-    size = _norm(direction)
+    size = row_norms(direction)
     for _ in range(8):
-        unit = direction / _like(size.clamp_min(1e-300), direction)
+        unit = direction / per_row(size.clamp_min(1e-300), direction)
         direction = jacobian.adjoint(jacobian.apply(unit))
-        size = _norm(direction)
+        size = row_norms(direction)
     return size.sqrt()
-
-
-def _norm(values: Tensor) -> Tensor:
-    return torch.linalg.vector_norm(values.flatten(1), dim=1)
-
-
-def _like(rows: Tensor, like: Tensor) -> Tensor:
-    return rows.reshape(-1, *(1,) * (like.ndim - 1))

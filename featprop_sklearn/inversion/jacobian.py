@@ -10,8 +10,9 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from featprop_sklearn.least_squares import BatchMap, KrylovSolver, LinearMap
+from featprop_sklearn.least_squares.rows import per_row
 
-__all__ = ["Jacobian", "linearise", "rows_at_a_time"]
+__all__ = ["DenseJacobian", "Jacobian", "linearise", "rows_at_a_time"]
 
 DENSE_BYTES = 2**27
 #: fewer samples at a time than this are not worth a dense Jacobian
@@ -27,11 +28,11 @@ def rows_at_a_time(outputs: Tensor, inputs: Tensor) -> int:
     return rows if rows >= FEWEST_ROWS else max(len(inputs), 1)
 
 
-def linearise(layer: nn.Module, x: Tensor) -> Jacobian:
+def linearise(layer: nn.Module, x: Tensor) -> Jacobian | DenseJacobian:
     """Return the Jacobians at x: dense where they fit in memory."""
     jacobian = Jacobian(layer, x)
     fits = 8 * len(x) * jacobian.shape[0] * jacobian.shape[1] <= DENSE_BYTES
-    return DenseJacobian(layer, x) if fits else jacobian
+    return DenseJacobian(jacobian) if fits else jacobian
 
 
 class Jacobian(LinearMap):
@@ -39,7 +40,7 @@ class Jacobian(LinearMap):
 
     Parameters
     ----------
-    layer : nn.Module
+    layer : callable
         Differentiable; no sample depends on another.
     x : Tensor of shape (n_samples, *in_shape), float64
         Where it is linearised.
@@ -47,17 +48,17 @@ class Jacobian(LinearMap):
 
     provides = ("apply", "adjoint")
 
-    def __init__(self, layer: nn.Module, x: Tensor) -> None:
+    def __init__(self, layer: Callable[[Tensor], Tensor], x: Tensor) -> None:
         with _differentiable():
             output, self._pull = torch.func.vjp(layer, x)[:2]
         super().__init__(tuple(x.shape[1:]), tuple(output.shape[1:]), x.device)
-        self._layer: Callable[[Tensor], Tensor] = layer
-        self._x = x
+        self.layer = layer
+        self.x = x
 
     def apply(self, inputs: Tensor) -> Tensor:
         """Multiply by J."""
         with _differentiable():
-            return torch.func.jvp(self._layer, (self._x,), (inputs,))[1]
+            return torch.func.jvp(self.layer, (self.x,), (inputs,))[1]
 
     def adjoint(self, outputs: Tensor) -> Tensor:
         """Multiply by J'."""
@@ -83,7 +84,7 @@ class Jacobian(LinearMap):
         if not damping.any():
             return solver.prepare(self, 0.0).solve(rhs).solution
         # ‖(J d − r)/λ‖² + ‖d‖²: one damping for all
-        scale = damping.reciprocal().reshape(-1, *(1,) * (rhs.ndim - 1))
+        scale = per_row(damping.reciprocal(), rhs)
         scaled = BatchMap(
             lambda d: scale * self.apply(d),
             lambda r: self.adjoint(scale * r),
@@ -94,12 +95,20 @@ class Jacobian(LinearMap):
         return solver.prepare(scaled, 1.0).solve(scale * rhs).solution
 
 
-class DenseJacobian(Jacobian):
-    """J of each sample as a matrix: many products and solves for the price of one sweep."""
+class DenseJacobian(LinearMap):
+    """J of each sample as a matrix: many products and solves for the price of one sweep.
 
-    def __init__(self, layer: nn.Module, x: Tensor) -> None:
-        super().__init__(layer, x)
-        self.matrices = _matrices(layer, x, self.shape, self.out_shape)
+    Parameters
+    ----------
+    jacobian : Jacobian
+        Whose matrices are put together.
+    """
+
+    provides = ("apply", "adjoint")
+
+    def __init__(self, jacobian: Jacobian) -> None:
+        super().__init__(jacobian.in_shape, jacobian.out_shape, jacobian.device)
+        self.matrices = _matrices(jacobian)
 
     def apply(self, inputs: Tensor) -> Tensor:
         """Multiply by J."""
@@ -136,17 +145,16 @@ class DenseJacobian(Jacobian):
         return (matrices @ vectors.reshape(len(vectors), -1, 1))[:, :, 0]
 
 
-def _matrices(
-    layer: nn.Module, x: Tensor, shape: tuple[int, int], out_shape: tuple[int, ...]
-) -> Tensor:
+def _matrices(jacobian: Jacobian) -> Tensor:
     """Put the matrices together from unit vectors, several to a run of the layer."""
+    x, shape = jacobian.x, jacobian.shape
     n_samples, count = len(x), min(shape)
     copies = max(1, min(count, RUN_ROWS // max(n_samples, 1)))
     repeated = x.repeat(copies, *(1,) * (x.ndim - 1))
     by_rows = shape[0] <= shape[1]
-    jacobian = Jacobian(layer, repeated)
+    several = Jacobian(jacobian.layer, repeated)
     product, unit_shape = (
-        (jacobian.adjoint, out_shape) if by_rows else (jacobian.apply, tuple(x.shape[1:]))
+        (several.adjoint, jacobian.out_shape) if by_rows else (several.apply, jacobian.in_shape)
     )
     parts = []
     for start in range(0, count, copies):

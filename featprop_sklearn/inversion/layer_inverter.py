@@ -193,7 +193,7 @@ class LayerInverter(
     def _invert(self, wanted: NDArray, references: NDArray) -> SolveResult:
         """Invert the rows whose wanted output is not met already."""
         y, x0 = self._double(wanted), self._double(references)
-        met = self._met_already(wanted, references)
+        met = self._met_already(wanted, references, x0)
         unmet = ~met.reshape(len(y), -1).all(dim=1)
         if not unmet.any():
             unmet[0] = True  # the result always says what the inversion would do
@@ -241,17 +241,21 @@ class LayerInverter(
     def _double(self, samples: NDArray) -> Tensor:
         return to_tensor(samples, torch.float64, module_device(self.layer_))
 
-    def _met_already(self, wanted: NDArray, references: NDArray) -> Tensor:
+    def _met_already(self, wanted: NDArray, references: NDArray, x0: Tensor) -> Tensor:
         """Where the layer, in its own and the caller's precision, gives the wanted output."""
         y = to_tensor(wanted, _dtype(wanted), module_device(self.layer_))
         met = self._run(references).to(y.dtype) == y
-        low, high = self._inverter.options.bounds or (-torch.inf, torch.inf)
-        x0 = self._double(references)
+        if not self._inverter.elementwise:
+            met = self._by_row(met)
+        if self._inverter.options.bounds is None:
+            return met
+        low, high = self._inverter.options.bounds
         inside = (low <= x0) & (x0 <= high)
-        if self._inverter.elementwise:
-            return met & inside
-        rows = met.reshape(len(y), -1).all(dim=1) & inside.reshape(len(y), -1).all(dim=1)
-        return rows.reshape(-1, *(1,) * len(self.in_shape_))
+        return met & (inside if self._inverter.elementwise else self._by_row(inside))
+
+    def _by_row(self, entries: Tensor) -> Tensor:
+        """Whether all entries of a row hold, shaped to broadcast over inputs."""
+        return entries.reshape(len(entries), -1).all(dim=1).reshape(-1, *(1,) * len(self.in_shape_))
 
     def _references(self, reference: ArrayLike | None, n_samples: int) -> NDArray:
         if reference is None:

@@ -7,8 +7,9 @@ from math import sqrt
 import torch
 from torch import Tensor
 
-from featprop_sklearn.least_squares.linear_map import LinearMap, as_rows
+from featprop_sklearn.least_squares.linear_map import LinearMap
 from featprop_sklearn.least_squares.result import SolveResult
+from featprop_sklearn.least_squares.rows import as_rows
 from featprop_sklearn.least_squares.solver import PreparedSolver, Solver, entries, fits_densely
 from featprop_sklearn.least_squares.spectrum import largest_eigenvalue, rank_cutoff
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from featprop_sklearn.least_squares.linear_map import LinearMap, as_rows
+from featprop_sklearn.least_squares.linear_map import LinearMap
 from featprop_sklearn.least_squares.result import SolveResult
+from featprop_sklearn.least_squares.rows import per_row, row_dots, row_norms
 from featprop_sklearn.least_squares.solver import PreparedSolver, Solver
 
 __all__ = ["KrylovSolver"]
@@ -75,7 +76,7 @@ class _PreparedKrylov(PreparedSolver):
         self.max_restarts = max_restarts
 
     def solve(self, rhs: Tensor) -> SolveResult:
-        size = _column(_norm(rhs), rhs)
+        size = per_row(row_norms(rhs), rhs)
         # unit right-hand sides: no square under- or overflows, and ‖r‖ = 1 below
         unit = rhs / torch.where(size > 0, size, 1.0)
         run = _Run(self, unit)
@@ -87,7 +88,7 @@ class _PreparedKrylov(PreparedSolver):
         short = (run.residual > VERIFIED * self.tolerance) | run.unfinished
         failed = int(short.sum())
         return SolveResult(
-            run.best * _column(size, run.best),
+            run.best * per_row(size, run.best),
             solver="torch",
             status="not_converged" if failed else "converged",
             residual=residual,
@@ -120,13 +121,13 @@ class _Run:
         solution = self.best
         remainder = self.rhs - self.apply(solution)
         gradient = self._gradient(remainder, solution)
-        gamma = _dot(gradient, gradient)
+        gamma = row_dots(gradient, gradient)
         direction = gradient
         watch = _Watch(self.running)
         while self.iterations < self.solver.max_iterations:
             image = self.apply(direction)
-            length = _dot(direction, direction)
-            curvature = _dot(image, image) + self.squared_damping * length
+            length = row_dots(direction, direction)
+            curvature = row_dots(image, image) + self.squared_damping * length
             self.map_norm = torch.maximum(self.map_norm, _ratio(curvature, length).sqrt())
             progress = self._progress(remainder, gamma, solution)
             active = watch.update(progress, self.solver.tolerance) & (curvature > 0)
@@ -135,21 +136,21 @@ class _Run:
                 break
             self.iterations += 1
             step = torch.where(active, _ratio(gamma, curvature), 0.0)
-            solution = solution + _column(step, direction) * direction
-            remainder = remainder - _column(step, image) * image
+            solution = solution + per_row(step, direction) * direction
+            remainder = remainder - per_row(step, image) * image
             gradient = self._gradient(remainder, solution)
-            previous, gamma = gamma, _dot(gradient, gradient)
-            direction = gradient + _column(_ratio(gamma, previous), direction) * direction
+            previous, gamma = gamma, row_dots(gradient, gradient)
+            direction = gradient + per_row(_ratio(gamma, previous), direction) * direction
         self.current = solution
 
     def verify(self) -> bool:
         """Keep what the true residual confirms; return whether another start may help."""
         gradient = self._gradient(self.rhs - self.apply(self.current), self.current)
-        scale = self.map_norm * (1.0 + self.map_norm * _norm(self.current))
-        residual = _ratio(_norm(gradient), scale)
+        scale = self.map_norm * (1.0 + self.map_norm * row_norms(self.current))
+        residual = _ratio(row_norms(gradient), scale)
         better = residual < self.residual
         worthwhile = residual < 0.5 * self.residual
-        self.best = torch.where(_column(better, self.best), self.current, self.best)
+        self.best = torch.where(per_row(better, self.best), self.current, self.best)
         self.residual = torch.where(better, residual, self.residual)
         self.running = worthwhile & (self.residual > VERIFIED * self.solver.tolerance)
         return bool(self.running.any()) and self.iterations < self.solver.max_iterations
@@ -159,8 +160,8 @@ class _Run:
 
     def _progress(self, remainder: Tensor, gamma: Tensor, solution: Tensor) -> Tensor:
         """Return the smaller of the two stopping quantities, for ‖r‖ = 1."""
-        squares = _dot(solution, solution)
-        rho = (_dot(remainder, remainder) + self.squared_damping * squares).sqrt()
+        squares = row_dots(solution, solution)
+        rho = (row_dots(remainder, remainder) + self.squared_damping * squares).sqrt()
         reached = rho / (1.0 + self.map_norm * squares.sqrt())
         return torch.minimum(reached, _ratio(gamma.sqrt(), self.map_norm * rho))
 
@@ -180,19 +181,6 @@ class _Watch:
         at_rounding = (self.least <= VERIFIED * tolerance) & (self.stuck >= PATIENCE)
         self.active = self.active & (progress > tolerance) & ~at_rounding
         return self.active
-
-
-def _dot(left: Tensor, right: Tensor) -> Tensor:
-    return as_rows(left * right).sum(dim=1)
-
-
-def _norm(values: Tensor) -> Tensor:
-    return torch.linalg.vector_norm(as_rows(values), dim=1)
-
-
-def _column(scalars: Tensor, like: Tensor) -> Tensor:
-    """One scalar per sample, shaped to broadcast over the samples of ``like``."""
-    return scalars.reshape(-1, *[1] * (like.ndim - 1))
 
 
 def _ratio(numerator: Tensor, denominator: Tensor) -> Tensor:

@@ -13,16 +13,11 @@ from scipy import sparse
 from scipy.sparse.linalg import LinearOperator
 from torch import Tensor
 
-__all__ = ["LinearMap", "as_rows"]
+__all__ = ["LinearMap"]
 
 Product = Callable[[Tensor], Tensor]
 
 PROBE_BYTES = 64 * 2**20
-
-
-def as_rows(values: Tensor) -> Tensor:
-    """Flatten each sample: ``(n_samples, *shape)`` to ``(n_samples, size)``, n_samples = 0 too."""
-    return values.reshape(len(values), prod(values.shape[1:]))
 
 
 class LinearMap(ABC):

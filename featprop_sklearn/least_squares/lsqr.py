@@ -7,8 +7,9 @@ import torch
 from scipy.sparse.linalg import lsqr
 from torch import Tensor
 
-from featprop_sklearn.least_squares.linear_map import LinearMap, as_rows
+from featprop_sklearn.least_squares.linear_map import LinearMap
 from featprop_sklearn.least_squares.result import SolveResult
+from featprop_sklearn.least_squares.rows import as_rows
 from featprop_sklearn.least_squares.solver import PreparedSolver, Solver, fits_densely
 
 __all__ = ["LsqrSolver"]

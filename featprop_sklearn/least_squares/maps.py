@@ -8,7 +8,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from featprop_sklearn.least_squares.linear_map import LinearMap, as_rows
+from featprop_sklearn.least_squares.linear_map import LinearMap
+from featprop_sklearn.least_squares.rows import as_rows
 
 __all__ = ["BatchMap", "DiagonalMap", "FunctionMap", "MatrixMap", "SelectionMap"]
 

@@ -146,7 +146,7 @@ def layer_of_call(node: fx.Node, value: Tensor, result: Tensor) -> nn.Module | N
     if layer_type is None:
         return None
     options = _options(node, layer_type)
-    return None if options is None else layer_type(**options).eval()
+    return None if options is None else layer_type(**options)
 
 
 def _options(node: fx.Node, layer_type: type[nn.Module]) -> dict[str, Any] | None:

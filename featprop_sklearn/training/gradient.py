@@ -16,6 +16,7 @@ from skorch.callbacks import Callback, EarlyStopping, PassthroughScoring
 from skorch.helper import predefined_split
 from torch import nn
 
+from featprop_sklearn.data import batches
 from featprop_sklearn.training.component import (
     Component,
     Labelled,
@@ -195,11 +196,14 @@ class GradientTrainer(BaseEstimator):
             losses = [row["valid_loss"] for row in finished]
             if not losses or not min(losses) < start_loss:
                 network.restore(start)
-        if not all(torch.isfinite(p).all() for p in network.parameters()):
+        finite = all(torch.isfinite(p).all() for p in network.parameters())
+        if not finite:
             network.restore(start)
+        if not finite or not all(math.isfinite(row["train_loss"]) for row in finished):
             warnings.warn(
-                f"Training up to split {own.split!r} diverged: the weights became infinite or NaN, "
-                f"and the network is left as it was. Lower lr (now {self.lr:g}), or scale X.",
+                f"Training up to split {own.split!r} diverged: the loss or the weights became "
+                "infinite or NaN. The network keeps the state that held-out data chose, or its "
+                f"start. Lower lr (now {self.lr:g}), or scale X.",
                 ConvergenceWarning,
                 stacklevel=2,
             )
@@ -247,19 +251,21 @@ def _check_number(name: str, value: object, *, low: float, below: float = math.i
 
 
 def _check_batches(network: SplitNetwork, n_samples: int, batch_size: int) -> None:
-    """Refuse batches of one row where a BatchNorm is trained: one row has no statistics."""
-    smallest = n_samples if batch_size == -1 else min(n_samples, batch_size)
+    """Refuse batches of one row where a BatchNorm1d is trained: one row has no statistics.
+
+    Those of images have: every pixel counts.
+    """
+    size = n_samples if batch_size == -1 else batch_size
+    smallest = min(rows.stop - rows.start for rows in batches(n_samples, size))
     network.train()
     trained = [
-        layer
-        for layer in network.modules()
-        if isinstance(layer, nn.modules.batchnorm._BatchNorm) and layer.training
+        layer for layer in network.modules() if isinstance(layer, nn.BatchNorm1d) and layer.training
     ]
     if trained and smallest == 1:
         raise ValueError(
             f"{type(trained[0]).__name__} cannot be trained on batches of one row: batch_size is "
-            f"{batch_size} for {n_samples} samples. Use batch_size >= 2 and at least two samples, "
-            "or freeze the layer (requires_grad=False)."
+            f"{batch_size} for {n_samples} samples. Use a larger batch_size and at least two "
+            "samples, or freeze the layer (requires_grad=False)."
         )
 
 

@@ -260,3 +260,22 @@ def test_undifferentiable_layers_are_refused(layer, reason):
     assert text.startswith(f"{name} cannot be inverted: it has no inversion of its own")
     assert f"register_inverter({name}, function)" in text
     assert "choose a split after this layer" in text
+
+
+class OneNumber(nn.Module):
+    """One number per sample, without a dimension for it."""
+
+    def forward(self, x):
+        return (x[:, 0] * 2 + x[:, 1]).tanh()
+
+
+def test_a_stage_without_output_dimensions():
+    reference = 0.1 * f64(4, 2)
+    wanted = torch.tensor([-0.5, 0.0, 0.3, 0.6], dtype=torch.float64)
+    result = prepare(OneNumber(), (2,), "auto").invert(wanted, reference)
+    assert result.converged
+    torch.testing.assert_close(OneNumber()(result.solution), wanted)
+    # the nearest point of the line 2 x1 + x2 = artanh(y)
+    normal = torch.tensor([2.0, 1.0], dtype=torch.float64)
+    gap = (wanted.atanh() - reference @ normal) / 5
+    torch.testing.assert_close(result.solution, reference + gap[:, None] * normal)

@@ -29,7 +29,8 @@ def test_dense_and_matrix_free(n_out, monkeypatch):
     layer, x = stage(n_out), torch.randn(7, 2, 5, dtype=torch.float64)
     expected = oracle(layer, x)
     monkeypatch.setattr(jacobian, "RUN_ROWS", 20)  # several runs, the last one not full
-    dense, free = DenseJacobian(layer, x), Jacobian(layer, x)
+    free = Jacobian(layer, x)
+    dense = DenseJacobian(free)
     torch.testing.assert_close(dense.matrices, expected)
     d, r = torch.randn_like(x), torch.randn(7, n_out, dtype=torch.float64)
     damping = torch.linspace(0.1, 1.0, 7, dtype=torch.float64)

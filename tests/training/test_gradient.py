@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from sklearn.exceptions import ConvergenceWarning
 from torch import nn
 
 from featprop_sklearn.networks import build_chain
@@ -193,3 +194,17 @@ def test_batches_cover_every_row_once_in_a_new_order_each_epoch():
     assert all(torch.equal(x, truth["y"]) for x, truth in batches)
     full = RowBatches(RowDataset(rows, {}), 10, torch.Generator().manual_seed(0))
     assert torch.equal(next(iter(full))[0], rows)
+
+
+@pytest.mark.parametrize("batch_size", [1, 2])
+def test_a_batch_of_one_row_is_refused_where_batchnorm_is_trained(batch_size):
+    part = component(n_samples=3)  # three rows in batches of two: one of them is alone
+    with pytest.raises(ValueError, match=f"batches of one row: batch_size is {batch_size} for 3"):
+        GradientTrainer().train(part, batch_size=batch_size, seed=0)
+
+
+def test_divergence_is_said_with_held_out_data_too():
+    part = component(validation=True)
+    with pytest.warns(ConvergenceWarning, match="diverged: the loss or the weights"):
+        result = GradientTrainer(lr=1e200).train(part, batch_size=8, seed=0)
+    assert torch.equal(result.state[0]["weight"], part.stages[0].module.weight)
