@@ -11,10 +11,12 @@ from featprop_sklearn.inversion import (
     make_inversion_pipeline,
     register_inverter,
 )
-from featprop_sklearn.training import GradientTrainer
+from featprop_sklearn.training import AutoTrainer, ClosedFormTrainer, GradientTrainer
 from featprop_sklearn.version import __version__
 
 __all__ = [
+    "AutoTrainer",
+    "ClosedFormTrainer",
     "FeatureBackpropClassifier",
     "FeatureBackpropRegressor",
     "GradientTrainer",

@@ -12,7 +12,7 @@ from typing import Any, Self
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
-from sklearn.base import BaseEstimator, clone
+from sklearn.base import BaseEstimator
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.model_selection import train_test_split
 from sklearn.utils import check_random_state
@@ -44,10 +44,10 @@ from featprop_sklearn.networks import (
     resolve_splits,
 )
 from featprop_sklearn.output_targets import OutputTargets
-from featprop_sklearn.propagation import Propagated, make_rule, propagate
+from featprop_sklearn.propagation import Propagated, cached_propagate, make_rule
 from featprop_sklearn.training import (
-    GradientTrainer,
     Labelled,
+    Trainer,
     post_train,
     pretrain_default_network,
 )
@@ -79,6 +79,7 @@ class FeatureBackpropBase(SharedParameters, BaseEstimator, ABC):
     _output_targets: OutputTargets
     history_: list[dict[str, Any]]
     _chunks_seen: int
+    _chunk_sums: dict[str, dict[str, Any]]
 
     # What a subclass knows -----------------------------------------------------------
 
@@ -157,8 +158,8 @@ class FeatureBackpropBase(SharedParameters, BaseEstimator, ABC):
         trainer = params.get("trainer", self.trainer)
         if inner and isinstance(trainer, str):
             raise ValueError(
-                f"{inner[0]} cannot be set while trainer is the string {trainer!r}. "
-                "Pass trainer=GradientTrainer() first."
+                f"{inner[0]} cannot be set while trainer is the string {trainer!r}. Pass an "
+                "object first: GradientTrainer(), ClosedFormTrainer() or AutoTrainer()."
             )
         return super().set_params(**params)
 
@@ -169,7 +170,7 @@ class FeatureBackpropBase(SharedParameters, BaseEstimator, ABC):
         started = time.perf_counter()
         goes_on = self.warm_start and hasattr(self, "module_")
         samples = self._known_samples(X) if goes_on else self._samples(X, reset=True)
-        trainer = checked_trainer(self.trainer, self.alpha)
+        trainer = checked_trainer(self.trainer, self.alpha, self.propagation)
         random_state = check_random_state(self.random_state)
         given = self._weighted(samples, self._check_y(samples, y), sample_weight)
         training, held_out = self._hold_out(given, random_state)
@@ -183,7 +184,7 @@ class FeatureBackpropBase(SharedParameters, BaseEstimator, ABC):
         started = time.perf_counter()
         first = not hasattr(self, "module_")
         samples = self._samples(X, reset=True) if first else self._known_samples(X)
-        trainer = clone(checked_trainer(self.trainer, self.alpha)).set_params(max_epochs=1)
+        trainer = checked_trainer(self.trainer, self.alpha, self.propagation)
         random_state = check_random_state(self.random_state)
         given = self._weighted(samples, self._check_y(samples, y), sample_weight)
         history, interrupted = ([] if first else self.history_), False
@@ -191,7 +192,7 @@ class FeatureBackpropBase(SharedParameters, BaseEstimator, ABC):
             interrupted = self._set_up(given, given, None, False, random_state)
         seen, self._chunks_seen = self._chunks_seen, self._chunks_seen + 1
         random_state = check_random_state(_draw_seed(random_state) ^ seen)
-        self._post_train(given, None, trainer, random_state, interrupted)
+        self._post_train(given, None, trainer, random_state, interrupted, chunk=self._chunk_sums)
         self.history_ = history + self.history_
         self.n_iter_ = _epochs(self.history_)
         self.report_["seconds"] = time.perf_counter() - started
@@ -242,6 +243,7 @@ class FeatureBackpropBase(SharedParameters, BaseEstimator, ABC):
         self.module_ = module
         self._sample_shape = given.samples.shape[1:]
         self._chunks_seen = 0
+        self._chunk_sums = {}
         self.split_ = splits if _is_several(self.split) else splits[0]
         return interrupted
 
@@ -273,9 +275,10 @@ class FeatureBackpropBase(SharedParameters, BaseEstimator, ABC):
         self,
         training: _Given,
         held_out: _Given | None,
-        trainer: GradientTrainer,
+        trainer: Trainer,
         random_state: np.random.RandomState,
         interrupted: bool,
+        chunk: dict[str, dict[str, Any]] | None = None,
     ) -> None:
         """Propagate, train, report; Ctrl-C leaves the network as far as it got."""
         task, dtype = self._output_targets.task, module_dtype(self.module_)
@@ -290,8 +293,15 @@ class FeatureBackpropBase(SharedParameters, BaseEstimator, ABC):
                 raise KeyboardInterrupt
             chain = build_chain(self.module_, data.inputs[:8])
             batch_size = self._rows_at_a_time(len(data))
-            found = propagate(
-                self._rule(), chain, data.inputs, data.y, self._output_targets, splits, batch_size
+            found = cached_propagate(
+                self.memory if chunk is None else None,
+                self._rule(),
+                chain,
+                data.inputs,
+                data.y,
+                self._output_targets,
+                splits,
+                batch_size,
             )
             self.report_ = self._report(found, data)
             self.history_, interrupted = post_train(
@@ -302,10 +312,11 @@ class FeatureBackpropBase(SharedParameters, BaseEstimator, ABC):
                 self._output_targets,
                 trainer,
                 validation=validation,
-                batch_size=batch_size,
+                batch_size=-1 if self._whole_batches() else batch_size,
                 seeds=[_draw_seed(random_state) for _ in splits],
                 n_jobs=self.n_jobs,
                 verbose=self.verbose,
+                chunk=chunk,
             )
         except KeyboardInterrupt:
             interrupted = True
@@ -323,12 +334,19 @@ class FeatureBackpropBase(SharedParameters, BaseEstimator, ABC):
     def _rows_at_a_time(self, n_samples: int) -> int:
         return checked_batch_size(self.batch_size, n_samples, whole=self.module is None)
 
+    def _whole_batches(self) -> bool:
+        """Return whether training takes all rows at once, so that a weight is a repetition."""
+        return self.batch_size == "auto" and self.module is None
+
     def _rule(self) -> Any:
         return make_rule(self.propagation, solver=self.solver, damping=self.damping)
 
     def _report(self, found: Propagated, data: Labelled) -> dict[str, Any]:
         weights = to_array(data.weights, np.float64)
-        by_split = {split: quality.summary(weights) for split, quality in found.quality.items()}
+        by_split: dict[str, dict[str, Any]] = {
+            split: {**quality.summary(weights), "status": quality.counts()}
+            for split, quality in found.quality.items()
+        }
         return dict(by_split[self.split_]) if isinstance(self.split_, str) else dict(by_split)
 
     def _propagate(
@@ -342,7 +360,8 @@ class FeatureBackpropBase(SharedParameters, BaseEstimator, ABC):
         chain = build_chain(self.module_, x[:8])
         names = resolve_splits(splits, chain) if splits else chain_splits(chain)
         batch_size = self._rows_at_a_time(len(x))
-        return propagate(
+        return cached_propagate(
+            self.memory,
             self._rule(),
             chain,
             x,
@@ -423,8 +442,12 @@ def _label_tensor(encoded: NDArray, task: str, dtype: torch.dtype) -> Tensor:
 
 
 def _epochs(history: list[dict[str, Any]]) -> int:
-    """Count the epochs; entry 0 is the network before training."""
-    return sum(1 for entry in history if entry["epoch"] > 0)
+    """Count epochs and sweeps, trials left out; entry 0 is the network before training."""
+    return sum(
+        1
+        for entry in history
+        if not entry.get("trial") and entry.get("epoch", entry.get("sweep", 0)) > 0
+    )
 
 
 def _draw_seed(random_state: np.random.RandomState) -> int:

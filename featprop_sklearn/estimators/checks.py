@@ -5,7 +5,13 @@ from __future__ import annotations
 from numbers import Integral, Real
 from typing import Any
 
-from featprop_sklearn.training import GradientTrainer
+from featprop_sklearn.propagation import PROPAGATIONS
+from featprop_sklearn.training import (
+    AutoTrainer,
+    ClosedFormTrainer,
+    GradientTrainer,
+    Trainer,
+)
 
 __all__ = ["checked_batch_size", "checked_fraction", "checked_trainer"]
 
@@ -14,7 +20,14 @@ HOLD_OUT = 0.25
 BATCH_SIZE = 256
 
 
-def checked_trainer(trainer: Any, alpha: Any) -> GradientTrainer:
+TRAINERS: dict[str, type[Trainer]] = {
+    "auto": AutoTrainer,
+    "closed_form": ClosedFormTrainer,
+    "gradient": GradientTrainer,
+}
+
+
+def checked_trainer(trainer: Any, alpha: Any, propagation: Any) -> Trainer:
     """Return the trainer that ``trainer`` and its shortcut ``alpha`` ask for.
 
     Raises
@@ -22,16 +35,28 @@ def checked_trainer(trainer: Any, alpha: Any) -> GradientTrainer:
     TypeError, ValueError
         If there is no such trainer, both are given, or a parameter is out of range.
     """
-    if isinstance(trainer, str):
-        if trainer != "gradient":
-            raise ValueError(f"trainer must be 'gradient' or a GradientTrainer; got {trainer!r}.")
-        trainer = GradientTrainer() if alpha is None else GradientTrainer(alpha=alpha)
-    elif not isinstance(trainer, GradientTrainer):
-        raise TypeError(f"trainer must be 'gradient' or a GradientTrainer; got {trainer!r}.")
-    elif alpha is not None:
+    named = isinstance(trainer, str) and trainer in TRAINERS
+    if not named and not isinstance(trainer, tuple(TRAINERS.values())):
+        kind = ValueError if isinstance(trainer, str) else TypeError
+        classes = ", ".join(kind.__name__ for kind in TRAINERS.values())
+        raise kind(
+            f"trainer must be one of {list(TRAINERS)} or an object of one of {classes}; got "
+            f"{trainer!r}."
+        )
+    if alpha is not None and trainer != "gradient":
         raise ValueError(
-            f"alpha={alpha!r} is a shortcut for trainer='gradient'; with a trainer object set it "
-            f"there: GradientTrainer(alpha={alpha!r}), or trainer__alpha."
+            f"alpha={alpha!r} is a shortcut for trainer='gradient', but trainer is {trainer!r}. "
+            f"Pass trainer='gradient', or set it there: GradientTrainer(alpha={alpha!r})."
+        )
+    if trainer == "gradient" and alpha is not None:
+        trainer = GradientTrainer(alpha=alpha)
+    elif named:
+        trainer = TRAINERS[trainer]()
+    if propagation in PROPAGATIONS and propagation not in trainer.propagations:
+        raise ValueError(
+            f"propagation={propagation!r} cannot be used with {type(trainer).__name__}, which "
+            f"sends labels to each layer by the joint rule. Use propagation='joint', or "
+            "trainer='gradient'."
         )
     trainer.check()
     return trainer

@@ -44,8 +44,10 @@ class FeatureBackpropClassifier(ClassifierMixin, FeatureBackpropBase):
         Where targets are set: a name from ``split_points(module, X)`` or an index into
         it; "auto" is the network's output. The parts between several splits are trained
         independently of each other, ``n_jobs`` at a time.
-    propagation : {"layerwise", "layerwise_in_range"}, default="layerwise"
-        How targets go backwards; "in range" keeps them within what layers can produce.
+    propagation : {"joint", "layerwise", "layerwise_in_range"}, default="joint"
+        How targets go backwards: the nearest feature that the frozen stages together turn
+        into the label; or layer by layer, the published rule, which misses many labels; "in
+        range" keeps it within what layers can produce.
     output_target : {"nearest", "max_assign", "one_hot"}, default="nearest"
         The wanted logits: the nearest ones in which the label leads by the margin; the
         label's logit alone raised; or the one-hot vector.
@@ -54,10 +56,12 @@ class FeatureBackpropClassifier(ClassifierMixin, FeatureBackpropBase):
         deviation of a sample's logits. 0 is the published rule, which leaves ties.
     target_step : float, default=1.0
         Share in (0, 1] of the way from the present to the wanted logits.
-    trainer : "gradient" or GradientTrainer, default="gradient"
-        How the stages up to the split are trained.
+    trainer : {"auto", "closed_form", "gradient"} or such an object, default="auto"
+        How the stages up to the split are trained: :class:`AutoTrainer` (closed form, then a
+        polish by gradients, each if held-out data says so), :class:`ClosedFormTrainer`, or
+        :class:`GradientTrainer`, the published way.
     alpha : float, default=None
-        Shortcut for ``GradientTrainer(alpha=alpha)``; None is that trainer's default.
+        With ``trainer="gradient"``: shortcut for ``GradientTrainer(alpha=alpha)``.
     solver : {"auto", "direct", "lsqr", "torch"}, default="auto"
         Least-squares solver of affine layers.
     damping : "auto" or float, default="auto"
@@ -81,8 +85,11 @@ class FeatureBackpropClassifier(ClassifierMixin, FeatureBackpropBase):
         A torch device; "auto" is CUDA where there is one.
     warm_start : bool, default=False
         Whether ``fit`` goes on from ``module_``.
+    memory : str or joblib.Memory, default=None
+        Where feature targets are kept: a grid over ``trainer__...`` or over splits then
+        computes them once.
     n_jobs : int, default=None
-        Components of several splits trained at a time.
+        Components of several splits, or batches of a closed-form sweep, at a time.
     random_state : int, RandomState or None, default=None
         Hold-out, shuffling, dropout, and initial weights where ``module`` is None.
     verbose : int, default=0
@@ -132,11 +139,11 @@ class FeatureBackpropClassifier(ClassifierMixin, FeatureBackpropBase):
         module: object = None,
         *,
         split: object = "auto",
-        propagation: str = "layerwise",
+        propagation: str = "joint",
         output_target: str = "nearest",
         margin: float | str = "auto",
         target_step: float = 1.0,
-        trainer: object = "gradient",
+        trainer: object = "auto",
         alpha: float | None = None,
         solver: str = "auto",
         damping: float | str = "auto",
@@ -148,6 +155,7 @@ class FeatureBackpropClassifier(ClassifierMixin, FeatureBackpropBase):
         batch_size: int | str = "auto",
         device: str = "auto",
         warm_start: bool = False,
+        memory: Any = None,
         n_jobs: int | None = None,
         random_state: int | np.random.RandomState | None = None,
         verbose: int = 0,
@@ -170,6 +178,7 @@ class FeatureBackpropClassifier(ClassifierMixin, FeatureBackpropBase):
         self.batch_size = batch_size
         self.device = device
         self.warm_start = warm_start
+        self.memory = memory
         self.n_jobs = n_jobs
         self.random_state = random_state
         self.verbose = verbose
@@ -359,7 +368,8 @@ class FeatureBackpropClassifier(ClassifierMixin, FeatureBackpropBase):
         margin: Any = self.margin
         if margin == "auto":
             margin = auto_margin(head.to_logits(columns), weights, per_logit=per_logit)
-        return OutputTargets(task, self.output_target, margin, self.target_step, head)
+        multiple = 1.0 if self.margin == "auto" else None
+        return OutputTargets(task, self.output_target, margin, self.target_step, head, multiple)
 
     def _class_weights(self, y: NDArray, weights: NDArray) -> NDArray:
         if self.class_weight is None:

@@ -30,14 +30,16 @@ class FeatureBackpropRegressor(RegressorMixin, FeatureBackpropBase):
         first.
     split : str, int, list of them, or "auto", default="auto"
         Where targets are set; "auto" is the network's output.
-    propagation : {"layerwise", "layerwise_in_range"}, default="layerwise"
+    propagation : {"joint", "layerwise", "layerwise_in_range"}, default="joint"
         How targets go backwards.
     target_step : float, default=1.0
         Share in (0, 1] of the way from the present to the wanted output.
-    trainer : "gradient" or GradientTrainer, default="gradient"
-        How the stages up to the split are trained.
+    trainer : {"auto", "closed_form", "gradient"} or such an object, default="auto"
+        How the stages up to the split are trained: :class:`AutoTrainer` (closed form, then a
+        polish by gradients, each if held-out data says so), :class:`ClosedFormTrainer`, or
+        :class:`GradientTrainer`, the published way.
     alpha : float, default=None
-        Shortcut for ``GradientTrainer(alpha=alpha)``.
+        With ``trainer="gradient"``: shortcut for ``GradientTrainer(alpha=alpha)``.
     solver : {"auto", "direct", "lsqr", "torch"}, default="auto"
         Least-squares solver of affine layers.
     damping : "auto" or float, default="auto"
@@ -52,8 +54,11 @@ class FeatureBackpropRegressor(RegressorMixin, FeatureBackpropBase):
         A torch device; "auto" is CUDA where there is one.
     warm_start : bool, default=False
         Whether ``fit`` goes on from ``module_``.
+    memory : str or joblib.Memory, default=None
+        Where feature targets are kept: a grid over ``trainer__...`` or over splits then
+        computes them once.
     n_jobs : int, default=None
-        Components of several splits trained at a time.
+        Components of several splits, or batches of a closed-form sweep, at a time.
     random_state : int, RandomState or None, default=None
         Hold-out, shuffling, dropout, and initial weights where ``module`` is None.
     verbose : int, default=0
@@ -99,9 +104,9 @@ class FeatureBackpropRegressor(RegressorMixin, FeatureBackpropBase):
         module: object = None,
         *,
         split: object = "auto",
-        propagation: str = "layerwise",
+        propagation: str = "joint",
         target_step: float = 1.0,
-        trainer: object = "gradient",
+        trainer: object = "auto",
         alpha: float | None = None,
         solver: str = "auto",
         damping: float | str = "auto",
@@ -110,6 +115,7 @@ class FeatureBackpropRegressor(RegressorMixin, FeatureBackpropBase):
         batch_size: int | str = "auto",
         device: str = "auto",
         warm_start: bool = False,
+        memory: Any = None,
         n_jobs: int | None = None,
         random_state: int | np.random.RandomState | None = None,
         verbose: int = 0,
@@ -127,6 +133,7 @@ class FeatureBackpropRegressor(RegressorMixin, FeatureBackpropBase):
         self.batch_size = batch_size
         self.device = device
         self.warm_start = warm_start
+        self.memory = memory
         self.n_jobs = n_jobs
         self.random_state = random_state
         self.verbose = verbose

@@ -15,9 +15,11 @@ from featprop_sklearn.networks.functional import Exp, Permute, Reshape
 from featprop_sklearn.networks.layers import is_layer, treat_as_layer
 from featprop_sklearn.networks.ranges import output_ranges
 from featprop_sklearn.networks.sharing import SharedParameters
+from featprop_sklearn.networks.sites import AFFINE_LAYERS, Site, affine_sites
 from featprop_sklearn.networks.splits import chain_splits, resolve_splits
 
 __all__ = [
+    "AFFINE_LAYERS",
     "Chain",
     "Exp",
     "Network",
@@ -25,7 +27,9 @@ __all__ = [
     "Rescale",
     "Reshape",
     "SharedParameters",
+    "Site",
     "Stage",
+    "affine_sites",
     "as_network",
     "build_chain",
     "chain_splits",

@@ -1,6 +1,7 @@
 """Labels to wanted network outputs: one rule a file, and :class:`OutputTargets` to apply them."""
 
 from .classes import ClassMap, resolve_classes
+from .conditions import Conditions
 from .heads import HEADS, Head, resolve_head
 from .margin import auto_margin
 from .margin_set import margin_violation
@@ -15,6 +16,7 @@ __all__ = [
     "RULES",
     "TASKS",
     "ClassMap",
+    "Conditions",
     "Head",
     "OutputTargets",
     "auto_margin",

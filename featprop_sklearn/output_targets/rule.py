@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from numbers import Real
 
 import torch
 from torch import Tensor
 
 from . import per_logit
+from .conditions import Conditions
 from .heads import Head
-from .margin import check_margin
+from .margin import auto_margin, check_margin
 from .margin_set import margin_violation
 from .max_assign import max_assign_target
 from .nearest import nearest_target
@@ -58,6 +60,9 @@ class OutputTargets:
         Share in (0, 1] of the way from the present logits to the wanted ones.
     head : Head, optional
         What the network puts out; logits by default.
+    multiple : float, optional
+        Where given, the margin is this multiple of the logits' spread, and follows it: see
+        :meth:`rescaled`.
 
     Raises
     ------
@@ -70,6 +75,7 @@ class OutputTargets:
     margin: float = 0.0
     step: float = 1.0
     head: Head = field(default_factory=Head)
+    multiple: float | None = None
 
     def __post_init__(self) -> None:
         """Refuse parameters outside their range."""
@@ -90,6 +96,32 @@ class OutputTargets:
                 f"a {self.task} task cannot have {self.head}, whose outputs compete; use "
                 f"Head('logits') or Head({self.head.name!r}, sigmoid=True)"
             )
+
+    def rescaled(
+        self, output: Tensor, weights: Tensor, multiple: float | None = None
+    ) -> OutputTargets:
+        """Return these targets with the margin on the scale of other outputs.
+
+        Parameters
+        ----------
+        output : Tensor of shape (n_samples, n_outputs) or (n_samples,)
+            Outputs whose logits give the scale, see :func:`auto_margin`.
+        weights : Tensor of shape (n_samples,)
+            Sample weights.
+        multiple : float, optional
+            Another multiple.
+
+        Returns
+        -------
+        OutputTargets
+            Itself, where the margin is a number of its own.
+        """
+        if self.multiple is None or self.task == "regression":
+            return self
+        multiple = self.multiple if multiple is None else multiple
+        logits = self.head.to_logits(output.reshape(len(output), -1))
+        margin = auto_margin(logits, weights, multiple, per_logit=self.per_logit)
+        return replace(self, margin=margin, multiple=multiple)
 
     @property
     def per_logit(self) -> bool:
@@ -177,6 +209,40 @@ class OutputTargets:
         logits = self.head.to_logits(columns)
         near = self._violation(logits, y) <= REACHED_TOLERANCE * logits.abs().amax(1)
         return near & torch.isfinite(logits).all(1)
+
+    @torch.no_grad()
+    def conditions(self, output: Tensor, y: Tensor, slack: float = 0.0) -> Conditions:
+        """T(y) as conditions on the logits, with ``step`` taken from the present outputs.
+
+        With ``step`` below 1 each unmet condition asks for that share of the way alone.
+
+        Parameters
+        ----------
+        output, y
+            As for :meth:`wanted`.
+        slack : float, default=0.0
+            Asked beyond the margin, in units of each sample's largest absolute logit.
+
+        Returns
+        -------
+        Conditions
+            One a competitor, or one a logit.
+        """
+        columns, y = self._align(output, y)
+        logits = self.head.to_logits(columns)
+        extra = slack * logits.abs().amax(1, keepdim=True)
+        if self.task == "regression" or self.rule == "one_hot":
+            wanted = torch.lerp(logits, self._logit_target(logits, y), float(self.step))
+            return Conditions("equal", y, wanted, self.head.to_logits)
+        if self.per_logit:
+            kind, sides, required = "sign", y.to(logits) * 2 - 1, self.margin / 2
+        else:
+            kind, sides, required = "lead", y, self.margin
+        now = Conditions(kind, sides, torch.zeros_like(logits), self.head.to_logits).slack(columns)
+        bounds = (now + float(self.step) * (required - now)).clamp_max(required) + extra
+        if kind == "lead":
+            bounds = bounds.scatter(1, y[:, None], -math.inf)
+        return Conditions(kind, sides, bounds, self.head.to_logits)
 
     def _logit_target(self, logits: Tensor, y: Tensor) -> Tensor:
         if self.task == "regression":

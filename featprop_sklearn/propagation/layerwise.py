@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from typing import Self
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from sklearn.pipeline import Pipeline
 from torch import Tensor
 
 from featprop_sklearn.data import to_array
 from featprop_sklearn.inversion import UnsupportedLayerError, keeps_bounds, pipeline_of_layers
+from featprop_sklearn.inversion.registry import find_inverter
+from featprop_sklearn.least_squares import SOLVERS
 from featprop_sklearn.networks import Chain, output_ranges
+from featprop_sklearn.output_targets import OutputTargets
 
 __all__ = ["LayerwiseRule"]
 
@@ -36,6 +40,9 @@ class LayerwiseRule:
     Ding, He, Li, Li, arXiv:2506.07188.
     """
 
+    #: whether a target comes from the target one stage later, see :meth:`invert_stage`
+    sweeps: ClassVar[bool] = True
+
     def __init__(
         self, *, in_range: bool = False, solver: str = "auto", damping: str | float = "auto"
     ) -> None:
@@ -55,9 +62,16 @@ class LayerwiseRule:
         splits : collection of str
             Where targets will be wanted.
         """
-        self.names_ = chain.names
+        self.read(chain)
         self.splits_ = set(splits)
         self.first_ = min(self.names_.index(split) for split in splits) + 1
+        for index in range(self.first_, len(chain)):
+            self._fitted_step(index, features[index - 1])
+        return self
+
+    def read(self, chain: Chain) -> Self:
+        """Make the inversions of a chain, to be set up when they are first used."""
+        self.names_ = chain.names
         ranges = output_ranges(chain)
         bounds = [
             ranges[i - 1] if self.in_range and i and keeps_bounds(stage.module) else None
@@ -70,14 +84,16 @@ class LayerwiseRule:
             bounds=bounds,
         )
         self.steps_ = [step for _, step in pipeline.steps]
-        for index in range(self.first_, len(chain)):
-            try:
-                self.steps_[index].fit(to_array(features[index - 1]))
-            except UnsupportedLayerError as error:
-                raise UnsupportedLayerError(f"Stage {chain[index].name!r}: {error}") from error
+        self.set_up_: set[int] = set()
         return self
 
-    def targets(self, features: Sequence[Tensor], wanted: Tensor) -> dict[str, Tensor]:
+    def targets(
+        self,
+        features: Sequence[Tensor],
+        wanted: Tensor,
+        y: Tensor | None = None,
+        output_targets: OutputTargets | None = None,
+    ) -> tuple[dict[str, Tensor], dict[str, list[str]]]:
         """Carry wanted outputs back.
 
         Parameters
@@ -86,11 +102,15 @@ class LayerwiseRule:
             The feature at the output of each stage, for a batch.
         wanted : Tensor of shape (n_samples, n_outputs)
             The wanted output of the network.
+        y, output_targets
+            Not needed: the wanted outputs say it all.
 
         Returns
         -------
-        dict of str to Tensor
+        targets : dict of str to Tensor
             The feature target at each split, in the features' dtype.
+        status : dict of str to list of str
+            Empty: what became of a sample shows when its target is pushed forward.
         """
         found: dict[str, Tensor] = {}
         target = to_array(wanted, np.float64)
@@ -99,6 +119,40 @@ class LayerwiseRule:
             if name in self.splits_:
                 found[name] = torch.from_numpy(target).to(features[index])
             if index >= self.first_:
-                reference = to_array(features[index - 1])
-                target = self.steps_[index].inverse_transform(target, reference)
-        return found
+                target = self.invert_stage(index, target, features[index - 1])
+        return found, {}
+
+    def invert_stage(self, index: int, target: NDArray, reference: Tensor) -> NDArray:
+        """Carry targets over one stage, from its output to its input.
+
+        Parameters
+        ----------
+        index : int
+            Of the stage.
+        target : ndarray of float64
+            Targets at the stage's output.
+        reference : Tensor
+            Features at the stage's input.
+
+        Returns
+        -------
+        ndarray of float64
+            Targets at the stage's input.
+        """
+        step = self._fitted_step(index, reference)
+        return step.inverse_transform(target, to_array(reference))
+
+    def key(self, chain: Chain) -> tuple[Any, ...]:
+        """Return all that decides the targets, besides network, data and output targets."""
+        inverters = [find_inverter(type(stage.module)) for stage in chain]
+        return type(self), self.in_range, self.solver, self.damping, inverters, SOLVERS
+
+    def _fitted_step(self, index: int, reference: Tensor) -> Any:
+        step = self.steps_[index]
+        if index not in self.set_up_:
+            try:
+                step.fit(to_array(reference[:2]))
+            except UnsupportedLayerError as error:
+                raise UnsupportedLayerError(f"Stage {self.names_[index]!r}: {error}") from error
+            self.set_up_.add(index)
+        return step

@@ -12,12 +12,14 @@ from featprop_sklearn.data import batches
 from featprop_sklearn.inversion import InversionOptions
 from featprop_sklearn.networks import Chain
 from featprop_sklearn.output_targets import OutputTargets
+from featprop_sklearn.propagation.joint import JointRule
 from featprop_sklearn.propagation.layerwise import LayerwiseRule
 from featprop_sklearn.propagation.quality import TargetQuality, measure_targets
 
 __all__ = ["PROPAGATIONS", "Propagated", "make_rule", "propagate"]
 
-PROPAGATIONS = ("layerwise", "layerwise_in_range")
+Rule = JointRule | LayerwiseRule
+PROPAGATIONS = ("joint", "layerwise", "layerwise_in_range")
 
 
 @dataclass(frozen=True)
@@ -36,7 +38,7 @@ class Propagated:
     quality: dict[str, TargetQuality]
 
 
-def make_rule(propagation: str, *, solver: str, damping: str | float) -> LayerwiseRule:
+def make_rule(propagation: str, *, solver: str, damping: str | float) -> Rule:
     """Return the propagation rule of that name.
 
     Raises
@@ -47,13 +49,15 @@ def make_rule(propagation: str, *, solver: str, damping: str | float) -> Layerwi
     InversionOptions(solver, damping)  # refuses what is unknown, also where no layer asks for it
     if propagation not in PROPAGATIONS:
         raise ValueError(f"propagation must be one of {list(PROPAGATIONS)}; got {propagation!r}.")
+    if propagation == "joint":
+        return JointRule()
     return LayerwiseRule(
         in_range=propagation == "layerwise_in_range", solver=solver, damping=damping
     )
 
 
 def propagate(
-    rule: LayerwiseRule,
+    rule: Rule,
     chain: Chain,
     x: Tensor,
     y: Tensor,
@@ -67,7 +71,7 @@ def propagate(
 
     Parameters
     ----------
-    rule : LayerwiseRule
+    rule : JointRule or LayerwiseRule
         How targets go backwards.
     chain : Chain
         The network.
@@ -98,7 +102,7 @@ def propagate(
             features = list(chain.features(x[rows]))
             output = features[-1]
             wanted = output_targets.wanted(output, y[rows])
-            found = rule.targets(features, wanted)
+            found, status = rule.targets(features, wanted, y[rows], output_targets)
             for split, at in positions.items():
                 if keep_targets:
                     targets[split].append(found[split])
@@ -111,6 +115,7 @@ def propagate(
                         wanted,
                         y[rows],
                         output_targets,
+                        status.get(split),
                     )
                 )
     return Propagated(

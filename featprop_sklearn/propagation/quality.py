@@ -33,6 +33,9 @@ class TargetQuality:
         the feature is zero).
     residual : ndarray
         ‖output given the target − wanted output‖ over ‖wanted output‖.
+    status : ndarray of str
+        "met" (the output was acceptable, nothing was to be done), "reached", or why not:
+        "missed", "blocked", "stalled" (see :class:`Acceptable`).
     """
 
     correct: NDArray
@@ -41,12 +44,18 @@ class TargetQuality:
     displacement: NDArray
     relative_displacement: NDArray
     residual: NDArray
+    status: NDArray
 
     @classmethod
     def concatenate(cls, parts: Sequence[TargetQuality]) -> TargetQuality:
         """Join the measures of several batches."""
         columns = [[getattr(part, field.name) for part in parts] for field in fields(cls)]
         return cls(*map(np.concatenate, columns))
+
+    def counts(self) -> dict[str, int]:
+        """Count the samples by what became of them."""
+        names, numbers = np.unique(self.status, return_counts=True)
+        return dict(zip(names.tolist(), numbers.tolist(), strict=True))
 
     def summary(self, weights: NDArray | None = None) -> dict[str, float]:
         """Weighted means: the columns of ``feature_gap`` and of ``report_``.
@@ -72,6 +81,7 @@ def measure_targets(
     wanted: Tensor,
     y: Tensor,
     output_targets: OutputTargets,
+    status: Sequence[str] | None = None,
 ) -> TargetQuality:
     """Push feature targets forward through the frozen stages and judge what comes out.
 
@@ -87,6 +97,8 @@ def measure_targets(
         Encoded labels or values.
     output_targets : OutputTargets
         Says what is right and what is acceptable.
+    status : sequence of str, optional
+        What the rule says of each sample.
 
     Returns
     -------
@@ -96,13 +108,18 @@ def measure_targets(
     with torch.no_grad():
         reached_output = after(target)
     displacement = _row_norm(target - feature)
+    met = output_targets.reached(output, y).cpu().numpy()
+    reached = output_targets.reached(reached_output, y).cpu().numpy()
+    why = np.asarray(["missed"] * len(met) if status is None else status)
+    why = np.where(np.isin(why, ("met", "reached")), "missed", why)
     return TargetQuality(
         correct=output_targets.correct(output, y).cpu().numpy(),
         corrected=output_targets.correct(reached_output, y).cpu().numpy(),
-        reached=output_targets.reached(reached_output, y).cpu().numpy(),
+        reached=reached,
         displacement=displacement,
         relative_displacement=_relative(displacement, _row_norm(feature)),
         residual=_ratio(_row_norm(reached_output - wanted), _row_norm(wanted)),
+        status=np.where(reached, np.where(met, "met", "reached"), why),
     )
 
 

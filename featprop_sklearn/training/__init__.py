@@ -1,14 +1,19 @@
 """Training the stages before a split on its targets."""
 
+from featprop_sklearn.training.auto import AutoTrainer
+from featprop_sklearn.training.closed_form import ClosedFormTrainer
 from featprop_sklearn.training.component import Component, Labelled, TrainingResult
 from featprop_sklearn.training.gradient import GradientTrainer
-from featprop_sklearn.training.post_train import post_train
+from featprop_sklearn.training.post_train import Trainer, post_train
 from featprop_sklearn.training.pretraining import pretrain_default_network
 
 __all__ = [
+    "AutoTrainer",
+    "ClosedFormTrainer",
     "Component",
     "GradientTrainer",
     "Labelled",
+    "Trainer",
     "TrainingResult",
     "post_train",
     "pretrain_default_network",

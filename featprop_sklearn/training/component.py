@@ -68,6 +68,10 @@ class Component:
         stages, after, before = copy.deepcopy((self.stages, self.after, self.before))
         return replace(self, stages=stages, after=after, before=before)
 
+    def network(self) -> SplitNetwork:
+        """Return the component as a module, which freezes what is not to be trained."""
+        return SplitNetwork(self.stages, self.after, self.before)
+
 
 @dataclass(frozen=True)
 class TrainingResult:
@@ -113,6 +117,7 @@ class SplitNetwork(nn.Module):
 
     def __init__(self, stages: Chain, after: Chain, before: Chain | None = None) -> None:
         super().__init__()
+        self._mode_set: bool | None = None  # walking over all layers twice a batch takes time
         self.upstream = nn.ModuleList([stage.module for stage in stages])
         self.downstream = nn.ModuleList([stage.module for stage in after])
         for parameter in (*after.parameters(), *(before.parameters() if before else ())):
@@ -135,7 +140,10 @@ class SplitNetwork(nn.Module):
 
     def train(self, mode: bool = True) -> SplitNetwork:
         """Set the mode of the trained stages; the frozen ones stay in eval mode."""
+        if self.training == mode == self._mode_set:
+            return self
         super().train(mode)
+        self._mode_set = mode
         for layer in self.upstream.modules():
             own = list(layer.parameters(recurse=False))
             if own and not any(parameter.requires_grad for parameter in own):

@@ -9,14 +9,15 @@ from typing import Any
 
 import numpy as np
 import torch
-from sklearn.base import BaseEstimator
+from sklearn.base import BaseEstimator, clone
 from sklearn.exceptions import ConvergenceWarning
 from skorch import NeuralNet
-from skorch.callbacks import Callback, EarlyStopping, PassthroughScoring
+from skorch.callbacks import Callback, EarlyStopping, LRScheduler, PassthroughScoring
 from skorch.helper import predefined_split
 from torch import nn
 
 from featprop_sklearn.data import batches
+from featprop_sklearn.propagation import PROPAGATIONS
 from featprop_sklearn.training.component import (
     Component,
     Labelled,
@@ -27,6 +28,10 @@ from featprop_sklearn.training.losses import TargetLoss, task_losses
 from featprop_sklearn.training.row_batches import RowBatches, RowDataset
 
 __all__ = ["GradientTrainer"]
+
+SCHEDULES = ("constant", "one_cycle")
+#: share of the steps in which "one_cycle" rises
+WARM_UP = 0.1
 
 
 class GradientTrainer(BaseEstimator):
@@ -51,6 +56,11 @@ class GradientTrainer(BaseEstimator):
         ``alpha`` is then not used.
     ema_decay : float, default=0.9
         Factor of the moving averages in w, in [0, 1).
+    schedule : {"constant", "one_cycle"}, default="constant"
+        The learning rate over the steps: as it is, or up to ``lr`` within the first tenth and
+        down to nothing along a cosine.
+    label_smoothing : float, default=0.0
+        Share of the wanted probabilities spread evenly over the classes, in [0, 1).
 
     References
     ----------
@@ -74,6 +84,8 @@ class GradientTrainer(BaseEstimator):
         weight_decay: float = 5e-2,
         feature_only: bool = False,
         ema_decay: float = 0.9,
+        schedule: str = "constant",
+        label_smoothing: float = 0.0,
     ) -> None:
         self.alpha = alpha
         self.max_epochs = max_epochs
@@ -81,6 +93,8 @@ class GradientTrainer(BaseEstimator):
         self.weight_decay = weight_decay
         self.feature_only = feature_only
         self.ema_decay = ema_decay
+        self.schedule = schedule
+        self.label_smoothing = label_smoothing
 
     def check(self) -> None:
         """Refuse parameters outside their range.
@@ -94,13 +108,25 @@ class GradientTrainer(BaseEstimator):
         _check_number("lr", self.lr, low=0.0)
         _check_number("weight_decay", self.weight_decay, low=0.0)
         _check_number("ema_decay", self.ema_decay, low=0.0, below=1.0)
+        _check_number("label_smoothing", self.label_smoothing, low=0.0, below=1.0)
+        if self.schedule not in SCHEDULES:
+            raise ValueError(f"schedule must be one of {list(SCHEDULES)}; got {self.schedule!r}.")
         if not isinstance(self.feature_only, bool | np.bool_):
             raise ValueError(f"feature_only must be True or False; got {self.feature_only!r}.")
         if not isinstance(self.max_epochs, Integral) or self.max_epochs < 0:
             raise ValueError(f"max_epochs must be an integer >= 0; got {self.max_epochs!r}.")
 
+    #: any targets will do
+    propagations = PROPAGATIONS
+
     def train(
-        self, component: Component, *, batch_size: int, seed: int, verbose: int = 0
+        self,
+        component: Component,
+        *,
+        batch_size: int,
+        seed: int,
+        n_jobs: int | None = None,
+        verbose: int = 0,
     ) -> TrainingResult:
         """Train a private copy of a component.
 
@@ -112,6 +138,8 @@ class GradientTrainer(BaseEstimator):
             Rows a step.
         seed : int
             Of shuffling and dropout; torch's global generator is left as it was.
+        n_jobs : int, optional
+            Not needed: one step depends on the other.
         verbose : int
             1 prints a line per epoch.
 
@@ -123,13 +151,14 @@ class GradientTrainer(BaseEstimator):
         """
         self.check()
         own = component.private()
-        network = SplitNetwork(own.stages, own.after, own.before)
+        network = own.network()
         _check_batches(network, len(own.data), batch_size)
         loss = TargetLoss(
             own.output_targets,
             alpha=float(self.alpha),
             feature_only=self.feature_only,
             decay=float(self.ema_decay),
+            label_smoothing=float(self.label_smoothing),
         )
         devices = [own.data.inputs.device] if own.data.inputs.is_cuda else []
         with torch.random.fork_rng(devices=devices):
@@ -138,6 +167,23 @@ class GradientTrainer(BaseEstimator):
             if self.max_epochs == 0:
                 return TrainingResult(network.states(), [])
             return self._fit(net, network, own, batch_size)
+
+    def train_chunk(
+        self, component: Component, seen: dict[str, Any], *, batch_size: int, seed: int, **_: Any
+    ) -> TrainingResult:
+        """Train one epoch on a chunk of data, at a constant rate.
+
+        Parameters
+        ----------
+        component : Component
+            The network as the earlier chunks left it, and the new chunk.
+        seen : dict
+            Not needed: the weights remember.
+        batch_size, seed
+            As in :meth:`train`.
+        """
+        once = clone(self).set_params(max_epochs=1, schedule="constant")
+        return once.train(component, batch_size=batch_size, seed=seed)
 
     def _net(
         self,
@@ -153,6 +199,8 @@ class GradientTrainer(BaseEstimator):
         scores = [PassthroughScoring(name, on_train=True) for name in recorded]
         callbacks: list[Any] = [("terms", _RecordTerms())]
         callbacks += [(score.name, score) for score in scores]
+        if self.schedule == "one_cycle":
+            callbacks.append(("schedule", self._one_cycle(len(own.data), batch_size)))
         split = None
         if validation is not None:
             split = predefined_split(RowDataset(validation.inputs, _truth(validation)))
@@ -169,6 +217,7 @@ class GradientTrainer(BaseEstimator):
             criterion=loss,
             optimizer=torch.optim.AdamW,
             optimizer__weight_decay=float(self.weight_decay),
+            optimizer__fused=True,
             lr=float(self.lr),
             max_epochs=int(self.max_epochs),
             batch_size=batch_size,
@@ -179,6 +228,18 @@ class GradientTrainer(BaseEstimator):
             callbacks=callbacks,
             device=None,
             verbose=verbose,
+        )
+
+    def _one_cycle(self, n_samples: int, batch_size: int) -> LRScheduler:
+        steps = self.max_epochs * (-(-n_samples // batch_size) if batch_size > 0 else 1)
+        return LRScheduler(
+            torch.optim.lr_scheduler.OneCycleLR,
+            max_lr=float(self.lr),
+            # one more: the scheduler also steps after the last batch
+            total_steps=max(steps, 1) + 1,
+            pct_start=WARM_UP,
+            cycle_momentum=False,
+            step_every="batch",
         )
 
     def _fit(

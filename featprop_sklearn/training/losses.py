@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from featprop_sklearn.data import batches
 from featprop_sklearn.output_targets import OutputTargets
+from featprop_sklearn.training.component import Labelled
 
-__all__ = ["TargetLoss", "task_losses"]
+__all__ = ["TargetLoss", "mean_task_loss", "task_losses"]
 
 WEIGHT_RANGE = (1e-5, 10.0)
 
 
-def task_losses(output: Tensor, y: Tensor, output_targets: OutputTargets) -> Tensor:
+def task_losses(
+    output: Tensor, y: Tensor, output_targets: OutputTargets, *, label_smoothing: float = 0.0
+) -> Tensor:
     """Return the loss of each sample: cross-entropy, or the mean squared error of a regression.
 
     Parameters
@@ -26,6 +31,8 @@ def task_losses(output: Tensor, y: Tensor, output_targets: OutputTargets) -> Ten
         Encoded labels or values.
     output_targets : OutputTargets
         Task and head.
+    label_smoothing : float
+        Share of the wanted probabilities that is spread evenly over the classes.
 
     Returns
     -------
@@ -37,9 +44,26 @@ def task_losses(output: Tensor, y: Tensor, output_targets: OutputTargets) -> Ten
         return (rows - y.reshape(rows.shape)).square().mean(dim=1)
     logits = output_targets.head.to_logits(rows)
     if output_targets.task == "multiclass":
-        return F.cross_entropy(logits, y, reduction="none")
-    wanted = y.reshape(rows.shape).to(logits.dtype)
+        return F.cross_entropy(logits, y, reduction="none", label_smoothing=label_smoothing)
+    wanted = y.reshape(rows.shape).to(logits.dtype) * (1 - label_smoothing) + label_smoothing / 2
     return F.binary_cross_entropy_with_logits(logits, wanted, reduction="none").mean(dim=1)
+
+
+@torch.no_grad()
+def mean_task_loss(
+    network: Callable[[Tensor], Tensor],
+    data: Labelled,
+    output_targets: OutputTargets,
+    batch_size: int,
+) -> float:
+    """Return the weighted mean loss of a network in eval mode; infinite rather than NaN."""
+    total = 0.0
+    for rows in batches(len(data), len(data) if batch_size == -1 else batch_size):
+        part = data[rows]
+        losses = task_losses(network(part.inputs), part.y, output_targets)
+        total += float(torch.dot(losses.double(), part.weights.double()))
+    mean = total / float(data.weights.double().sum())
+    return mean if math.isfinite(mean) else math.inf
 
 
 class TargetLoss(nn.Module):
@@ -59,6 +83,8 @@ class TargetLoss(nn.Module):
         Drop the task term and train on the targets alone.
     decay : float
         Factor of the exponential moving averages (EMA).
+    label_smoothing : float
+        As in :func:`task_losses`, in training alone.
 
     References
     ----------
@@ -66,13 +92,20 @@ class TargetLoss(nn.Module):
     """
 
     def __init__(
-        self, output_targets: OutputTargets, *, alpha: float, feature_only: bool, decay: float
+        self,
+        output_targets: OutputTargets,
+        *,
+        alpha: float,
+        feature_only: bool,
+        decay: float,
+        label_smoothing: float = 0.0,
     ) -> None:
         super().__init__()
         self.output_targets = output_targets
         self.alpha = alpha
         self.feature_only = feature_only
         self.decay = decay
+        self.label_smoothing = label_smoothing
         self.averages: tuple[float, float] | None = None
         #: terms of the last batch, for the history
         self.terms: dict[str, float] = {}
@@ -81,7 +114,9 @@ class TargetLoss(nn.Module):
         """Return the loss of a batch; without targets it is the task term."""
         output, feature = prediction
         weights = truth["weight"]
-        task = _weighted_mean(task_losses(output, truth["y"], self.output_targets), weights)
+        smoothing = self.label_smoothing if self.training else 0.0
+        losses = task_losses(output, truth["y"], self.output_targets, label_smoothing=smoothing)
+        task = _weighted_mean(losses, weights)
         if not self.training:
             return task
         if "target" not in truth:

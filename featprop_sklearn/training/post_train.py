@@ -12,10 +12,14 @@ from torch import Tensor
 from featprop_sklearn.data import batches
 from featprop_sklearn.networks import Chain
 from featprop_sklearn.output_targets import OutputTargets
+from featprop_sklearn.training.auto import AutoTrainer
+from featprop_sklearn.training.closed_form import ClosedFormTrainer
 from featprop_sklearn.training.component import Component, Labelled, TrainingResult
 from featprop_sklearn.training.gradient import GradientTrainer
 
-__all__ = ["post_train"]
+__all__ = ["Trainer", "post_train"]
+
+Trainer = GradientTrainer | ClosedFormTrainer | AutoTrainer
 
 
 def post_train(
@@ -24,13 +28,14 @@ def post_train(
     data: Labelled,
     targets: Mapping[str, Tensor],
     output_targets: OutputTargets,
-    trainer: GradientTrainer,
+    trainer: Trainer,
     *,
     validation: Labelled | None,
     batch_size: int,
     seeds: Sequence[int],
     n_jobs: int | None = None,
     verbose: int = 0,
+    chunk: dict[str, dict[str, Any]] | None = None,
 ) -> tuple[list[dict[str, Any]], bool]:
     """Train the stages up to the last split, and give the chain the trained weights.
 
@@ -50,7 +55,7 @@ def post_train(
         Feature targets of ``data`` at each split.
     output_targets : OutputTargets
         Task and head.
-    trainer : GradientTrainer
+    trainer : Trainer
         How a component is trained.
     validation : Labelled or None
         Held-out samples at the network's input.
@@ -59,9 +64,12 @@ def post_train(
     seeds : sequence of int
         One per split.
     n_jobs : int, optional
-        Processes, as in joblib.
+        Processes, as in joblib: components at a time, or batches of a single one.
     verbose : int
         1 prints a line per epoch.
+    chunk : dict, optional
+        What a trainer remembers of earlier chunks of the data, by split; with it, ``data`` is
+        the next chunk.
 
     Returns
     -------
@@ -88,10 +96,26 @@ def post_train(
             )
         )
         start = stop
-    results: list[TrainingResult] = Parallel(n_jobs=n_jobs if len(splits) > 1 else None)(
-        delayed(trainer.train)(component, batch_size=batch_size, seed=seed, verbose=verbose)
-        for component, seed in zip(components, seeds, strict=True)
-    )
+    results: list[TrainingResult]
+    if chunk is not None:
+        results = [
+            trainer.train_chunk(
+                component,
+                chunk.setdefault(component.split, {}),
+                batch_size=batch_size,
+                seed=seed,
+                n_jobs=n_jobs,
+            )
+            for component, seed in zip(components, seeds, strict=True)
+        ]
+    else:
+        outer, inner = (n_jobs, None) if len(splits) > 1 else (None, n_jobs)
+        results = Parallel(n_jobs=outer)(
+            delayed(trainer.train)(
+                component, batch_size=batch_size, seed=seed, n_jobs=inner, verbose=verbose
+            )
+            for component, seed in zip(components, seeds, strict=True)
+        )
     for component, result in zip(components, results, strict=True):
         result.load_into(component.stages)
     history = [entry for result in results for entry in result.history]
@@ -103,5 +127,6 @@ def _carry(data: Labelled, before: Chain, batch_size: int) -> Labelled:
     """Run samples through the stages before a component."""
     if not len(before):
         return data
-    parts = [before(data.inputs[rows]) for rows in batches(len(data), batch_size)]
+    size = len(data) if batch_size == -1 else batch_size
+    parts = [before(data.inputs[rows]) for rows in batches(len(data), size)]
     return Labelled(torch.cat(parts), data.y, data.weights)

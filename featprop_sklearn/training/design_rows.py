@@ -1,0 +1,130 @@
+"""An affine layer as a linear model: its inputs as rows, its weights as coefficients.
+
+For a convolution a row is the patch that one output pixel sees; a transposed convolution is
+one over the input with zeros between its pixels. Groups are separate models.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+__all__ = ["add_to_weights", "design_rows", "output_rows", "row_size", "weight_rows"]
+
+_TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+
+
+def design_rows(layer: nn.Module, x: Tensor) -> Tensor:
+    """Return what the layer's coefficients multiply, in float64.
+
+    Parameters
+    ----------
+    layer : nn.Linear, nn.Conv*d or nn.ConvTranspose*d
+        The layer.
+    x : Tensor of shape (n_samples, ...)
+        Its input.
+
+    Returns
+    -------
+    Tensor of shape (n_groups, n_samples, n_positions, n_coefficients)
+        The last coefficient is the bias, where the layer has one.
+    """
+    x = x.double()
+    if isinstance(layer, nn.Linear):
+        rows = x.reshape(1, len(x), -1, x.shape[-1])
+    else:
+        padded = _stuffed(layer, x) if isinstance(layer, _TRANSPOSED) else _padded(layer, x)
+        rows = _patches(layer, padded)
+    if layer.bias is None:
+        return rows
+    return torch.cat([rows, rows.new_ones(*rows.shape[:-1], 1)], dim=-1)
+
+
+def output_rows(layer: nn.Module, output: Tensor) -> Tensor:
+    """Arrange outputs of the layer to match its design rows, in float64.
+
+    Returns
+    -------
+    Tensor of shape (n_groups, n_samples, n_positions, n_outputs / n_groups)
+    """
+    output = output.double()
+    if isinstance(layer, nn.Linear):
+        return output.reshape(1, len(output), -1, output.shape[-1])
+    groups = layer.groups
+    rows = output.reshape(len(output), groups, output.shape[1] // groups, -1)
+    return rows.permute(1, 0, 3, 2)
+
+
+def weight_rows(layer: nn.Module) -> Tensor:
+    """Return the layer's coefficients, (n_groups, n_coefficients, n_outputs / n_groups)."""
+    weight = layer.weight.detach().double()
+    if isinstance(layer, nn.Linear):
+        rows = weight[None]
+    elif isinstance(layer, _TRANSPOSED):
+        grouped = weight.reshape(layer.groups, -1, *weight.shape[1:])
+        turned = grouped.flip(tuple(range(3, grouped.ndim))).transpose(1, 2)
+        rows = turned.reshape(layer.groups, turned.shape[1], -1)
+    else:
+        rows = weight.reshape(layer.groups, len(weight) // layer.groups, -1)
+    if layer.bias is not None:
+        bias = layer.bias.detach().double().reshape(len(rows), -1, 1)
+        rows = torch.cat([rows, bias], dim=2)
+    return rows.mT
+
+
+@torch.no_grad()
+def add_to_weights(layer: nn.Module, change: Tensor) -> None:
+    """Add to the layer's coefficients, in the arrangement of :func:`weight_rows`."""
+    rows = change.mT
+    if layer.bias is not None:
+        layer.bias += rows[..., -1].reshape(-1).to(layer.bias)
+        rows = rows[..., :-1]
+    weight = layer.weight
+    if isinstance(layer, _TRANSPOSED):
+        per_group = weight.shape[0] // layer.groups
+        turned = rows.reshape(layer.groups, rows.shape[1], per_group, *weight.shape[2:])
+        rows = turned.transpose(1, 2).flip(tuple(range(3, turned.ndim)))
+    weight += rows.reshape(weight.shape).to(weight)
+
+
+def row_size(layer: nn.Module, output: Tensor) -> int:
+    """Return how many numbers the design rows of one sample hold."""
+    positions = output[0].numel() // weight_rows(layer).shape[2]
+    return positions * weight_rows(layer).shape[1]
+
+
+def _padded(layer: nn.Module, x: Tensor) -> Tensor:
+    if isinstance(layer.padding, str) or layer.padding_mode != "zeros":
+        sides = layer._reversed_padding_repeated_twice
+        mode = "constant" if layer.padding_mode == "zeros" else layer.padding_mode
+        return F.pad(x, sides, mode=mode)
+    return F.pad(x, [side for size in reversed(layer.padding) for side in (size, size)])
+
+
+def _stuffed(layer: nn.Module, x: Tensor) -> Tensor:
+    """Put stride − 1 zeros between pixels, and pad as the equivalent convolution does."""
+    sides: list[int] = []
+    for axis, stride in enumerate(layer.stride):
+        dim = axis + 2
+        size = (x.shape[dim] - 1) * stride + 1
+        wide = x.new_zeros(*x.shape[:dim], size, *x.shape[dim + 1 :])
+        wide[(slice(None),) * dim + (slice(None, None, stride),)] = x
+        x = wide
+        before = layer.dilation[axis] * (layer.kernel_size[axis] - 1) - layer.padding[axis]
+        sides = [before, before + layer.output_padding[axis], *sides]
+    return F.pad(x, sides)
+
+
+def _patches(layer: nn.Module, x: Tensor) -> Tensor:
+    """Collect the windows of each output pixel: (groups, samples, positions, values)."""
+    transposed = isinstance(layer, _TRANSPOSED)
+    kernel, dilation = layer.kernel_size, layer.dilation
+    stride = (1,) * len(kernel) if transposed else layer.stride
+    for axis, (size, step, gap) in enumerate(zip(kernel, stride, dilation, strict=True)):
+        x = x.unfold(axis + 2, gap * (size - 1) + 1, step)[..., ::gap]
+    n, dims = len(x), len(kernel)
+    x = x.reshape(n, layer.groups, -1, *x.shape[2:])
+    order = (1, 0, *range(3, 3 + dims), 2, *range(3 + dims, 3 + 2 * dims))
+    x = x.permute(order)
+    return x.reshape(layer.groups, n, x[0, 0].flatten(0, dims - 1).shape[0], -1)

@@ -1,0 +1,118 @@
+"""Ridge regression from sums over samples: they stream, and they add up across machines."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+__all__ = ["GramSums", "solve_ridge"]
+
+#: λ tried by cross-validation, in units of the largest eigenvalue of the Gram matrix
+RIDGES = np.logspace(-8, 2, 21)
+#: generalised cross-validation says nothing where the model can interpolate
+MOST_FREEDOM = 0.98
+
+
+@dataclass
+class GramSums:
+    """Sums that decide a ridge regression, for each group of outputs.
+
+    Attributes
+    ----------
+    gram : Tensor of shape (n_groups, n_coefficients, n_coefficients), float64
+        Σ w a aᵀ.
+    cross : Tensor of shape (n_groups, n_coefficients, n_outputs), float64
+        Σ w a rᵀ.
+    square : Tensor of shape (n_groups,), float64
+        Σ w ‖r‖².
+    n_samples : float
+        Σ w over samples, not over their positions.
+    """
+
+    gram: Tensor
+    cross: Tensor
+    square: Tensor
+    n_samples: float
+
+    @classmethod
+    def of(cls, rows: Tensor, residual: Tensor, weights: Tensor) -> GramSums:
+        """Sum up a batch.
+
+        Parameters
+        ----------
+        rows : Tensor of shape (n_groups, n_samples, n_positions, n_coefficients)
+            Design rows.
+        residual : Tensor of shape (n_groups, n_samples, n_positions, n_outputs)
+            What is to be explained.
+        weights : Tensor of shape (n_samples,)
+            Sample weights.
+        """
+        root = weights.double().sqrt()[None, :, None, None]
+        a, r = (rows * root).flatten(1, 2), (residual * root).flatten(1, 2)
+        square = r.square().sum(dim=(1, 2))
+        return cls(a.mT @ a, a.mT @ r, square, float(weights.double().sum()))
+
+    def __add__(self, other: GramSums) -> GramSums:
+        return GramSums(
+            self.gram + other.gram,
+            self.cross + other.cross,
+            self.square + other.square,
+            self.n_samples + other.n_samples,
+        )
+
+    def shifted(self, coefficients: Tensor) -> GramSums:
+        """Return the sums for the residuals r − aᵀ·coefficients."""
+        explained = self.gram @ coefficients
+        change = (coefficients * (explained - 2 * self.cross)).sum(dim=(1, 2))
+        square = (self.square + change).clamp_min(0)
+        return GramSums(self.gram, self.cross - explained, square, self.n_samples)
+
+
+def solve_ridge(sums: GramSums, ridge: float | str = "auto") -> tuple[Tensor, float]:
+    """Solve argmin_D Σ w ‖r − aᵀD‖² + λ‖D‖².
+
+    Parameters
+    ----------
+    sums : GramSums
+        Of the data.
+    ridge : "auto" or float
+        λ in units of the largest eigenvalue of the Gram matrix; "auto" takes the one of
+        least generalised cross-validation error, RSS / (1 − df/n)² with n = Σ w (Golub,
+        Heath, Wahba 1979, doi:10.1080/00401706.1979.10489751).
+
+    Returns
+    -------
+    D : Tensor of shape (n_groups, n_coefficients, n_outputs), float64
+        The coefficients; zero where nothing can be said.
+    ridge : float
+        The λ chosen, in the same units.
+    """
+    values, vectors = torch.linalg.eigh(sums.gram)
+    values = values.clamp_min(0)
+    largest = float(values.max())
+    projected = vectors.mT @ sums.cross
+    if largest == 0 or not bool(sums.square.sum() > 0):
+        return torch.zeros_like(sums.cross), 0.0
+    if ridge != "auto":
+        return _coefficients(values, vectors, projected, float(ridge) * largest), float(ridge)
+    energy = projected.square().sum(dim=2)
+    best = (np.inf, float(RIDGES[-1]))
+    for candidate in RIDGES:
+        shrunk = values + candidate * largest
+        # RSS = Σ‖r‖² − Σ energy (s + 2λ)/(s + λ)², in the eigenbasis of the Gram matrix
+        explained = energy * (values + 2 * candidate * largest) / shrunk.square()
+        rss = float((sums.square - explained.sum(dim=1)).clamp_min(0).sum())
+        freedom = float((values / shrunk).sum(dim=1).mean())
+        if freedom < MOST_FREEDOM * sums.n_samples:
+            score = rss / (1 - freedom / sums.n_samples) ** 2
+            best = min(best, (score, float(candidate)))
+    return _coefficients(values, vectors, projected, best[1] * largest), best[1]
+
+
+def _coefficients(values: Tensor, vectors: Tensor, projected: Tensor, ridge: float) -> Tensor:
+    kept = values + ridge
+    inverse = torch.where(kept > 1e-14 * values.max(), 1 / kept, 0.0)
+    return vectors @ (inverse[..., None] * projected)

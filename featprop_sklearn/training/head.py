@@ -1,0 +1,131 @@
+"""Refitting a classifier's last layer alone: logistic regression, a convex problem."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from sklearn.linear_model import LogisticRegression
+from torch import Tensor, nn
+
+from featprop_sklearn.data import to_array
+from featprop_sklearn.networks import Chain, Site
+from featprop_sklearn.output_targets import OutputTargets
+
+__all__ = ["is_head", "refit_head"]
+
+#: unknowns up to which Newton's method, with its matrix of that size, is the fastest
+NEWTON_UP_TO = 400
+MAX_ITERATIONS = 1000
+
+
+@torch.no_grad()
+def is_head(site: Site, chain: Chain, outputs: Tensor, output_targets: OutputTargets) -> bool:
+    """Return whether a layer's outputs are the logits, up to a constant a sample.
+
+    Parameters
+    ----------
+    site : Site
+        The last affine layer of the chain.
+    chain : Chain
+        The whole network from the site's stage on.
+    outputs : Tensor of shape (n_samples, n_outputs)
+        Some outputs of the layer.
+    output_targets : OutputTargets
+        Task and head of the network.
+    """
+    linear = isinstance(site.layer, nn.Linear) and chain[site.stage].module is site.layer
+    if output_targets.task == "regression" or not linear or outputs.ndim != 2:
+        return False
+    after = chain[site.stage + 1 :](outputs)
+    if after.shape != outputs.shape and after.numel() != len(outputs):
+        return False
+    shift = output_targets.head.to_logits(after.reshape(outputs.shape)) - outputs
+    if not output_targets.per_logit:
+        shift = shift - shift.mean(dim=1, keepdim=True)
+    return bool((shift.abs() <= 1e-4 * outputs.abs().amax().clamp_min(1)).all())
+
+
+@torch.no_grad()
+def refit_head(
+    layer: nn.Linear,
+    features: Tensor,
+    y: Tensor,
+    weights: Tensor,
+    output_targets: OutputTargets,
+    C: float,
+) -> None:
+    """Fit the layer's weights to the labels, its input features as they are.
+
+    Parameters
+    ----------
+    layer : nn.Linear
+        Whose outputs are the logits; changed in place.
+    features : Tensor of shape (n_samples, n_features)
+        Its inputs.
+    y : Tensor
+        Encoded labels.
+    weights : Tensor of shape (n_samples,)
+        Sample weights.
+    output_targets : OutputTargets
+        The task.
+    C : float
+        Inverse strength of the penalty, on standardised features.
+    """
+    rows, w = to_array(features, np.float64), to_array(weights, np.float64)
+    share = w / w.sum()
+    mean = share @ rows
+    scale = np.sqrt(share @ np.square(rows - mean))
+    scale[scale <= 1e-12 * np.abs(rows).max(initial=1e-300)] = 1.0
+    rows = (rows - mean) / scale
+    new_weight, new_bias = to_array(layer.weight, np.float64), _bias(layer)
+    for index, labels in _problems(to_array(y), output_targets.task):
+        classes = np.unique(labels)
+        if len(classes) < 2:
+            continue
+        model = LogisticRegression(
+            C=C, solver=_solver(rows, len(classes)), max_iter=MAX_ITERATIONS
+        ).fit(rows, labels, sample_weight=w)
+        coefficients, intercepts = model.coef_ / scale, model.intercept_.copy()
+        intercepts -= coefficients @ mean
+        if len(coefficients) == 1 and output_targets.task == "multiclass":
+            # one logit is the lead of the second class over the first
+            coefficients = np.vstack([-coefficients, coefficients]) / 2
+            intercepts = np.hstack([-intercepts, intercepts]) / 2
+        place = classes if output_targets.task == "multiclass" else [index]
+        new_weight, new_bias = new_weight.copy(), new_bias.copy()
+        new_weight[place], new_bias[place] = coefficients, intercepts
+    if output_targets.task == "multiclass":
+        _lower_absent(new_weight, new_bias, to_array(features, np.float64), to_array(y))
+    layer.weight.copy_(torch.from_numpy(new_weight))
+    if layer.bias is not None:
+        layer.bias.copy_(torch.from_numpy(new_bias))
+
+
+def _bias(layer: nn.Linear) -> NDArray:
+    return np.zeros(layer.out_features) if layer.bias is None else to_array(layer.bias, np.float64)
+
+
+def _problems(y: NDArray, task: str) -> Iterator[tuple[int, NDArray]]:
+    """Yield one problem, or one for each logit that decides on its own."""
+    if task == "multiclass":
+        yield 0, y
+    else:
+        yield from enumerate(y.reshape(len(y), -1).T)
+
+
+def _solver(rows: NDArray, n_classes: int) -> str:
+    unknowns = (rows.shape[1] + 1) * (n_classes if n_classes > 2 else 1)
+    return "newton-cholesky" if unknowns <= NEWTON_UP_TO else "lbfgs"
+
+
+def _lower_absent(weight: NDArray, bias: NDArray, rows: NDArray, y: NDArray) -> None:
+    """Let a class without samples keep its weights, but outvote no label of a sample here."""
+    present = np.unique(y)
+    absent = np.setdiff1d(np.arange(len(bias)), present)
+    if len(absent) and len(present) > 1:
+        logits = rows @ weight.T + bias
+        lead = logits[:, absent] - logits[np.arange(len(y)), y][:, None]
+        bias[absent] -= lead.max(axis=0).clip(min=0) + 1
