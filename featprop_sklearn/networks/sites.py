@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterable
+from contextlib import ExitStack
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from featprop_sklearn.networks.chain import Chain
 
@@ -21,7 +24,8 @@ AFFINE_LAYERS = (
     nn.ConvTranspose2d,
     nn.ConvTranspose3d,
 )
-PROBE_ROWS = 3
+#: two sizes of a batch tell its dimension from one that happens to be as long
+PROBE_ROWS = (2, 3)
 
 
 @dataclass(frozen=True)
@@ -51,7 +55,8 @@ class Site:
         if module is self.layer:
             return x, module(x)
         seen: list[tuple[Tensor, Tensor]] = []
-        with self.layer.register_forward_hook(lambda _, args, out: seen.append((args[0], out))):
+        # copies: what follows in the stage may overwrite either in place
+        with self._hook(lambda given, out: seen.append((given.clone(), out.clone()))):
             module(x)
         return seen[0]
 
@@ -62,10 +67,17 @@ class Site:
             return lambda value, rows: after(value)
 
         def replay(value: Tensor, rows: Tensor) -> Tensor:
-            with self.layer.register_forward_hook(lambda _, args, out: value):
+            with self._hook(lambda given, out: value.clone()):
                 return after(module(x[rows]))
 
         return replay
+
+    def _hook(self, hook: Callable[[Tensor, Tensor], Tensor | None]) -> RemovableHandle:
+        """Register a hook for this thread alone: others may be running the layer too."""
+        thread = threading.get_ident()
+        return self.layer.register_forward_hook(
+            lambda _, args, out: hook(args[0], out) if threading.get_ident() == thread else None
+        )
 
 
 @torch.no_grad()
@@ -85,38 +97,38 @@ def affine_sites(chain: Chain, x: Tensor) -> list[Site]:
         Layers with weights of their own (neither frozen, nor tied, nor reparametrised) that
         run once, on one tensor with one row a sample.
     """
-    x = x[torch.arange(PROBE_ROWS, device=x.device) % len(x)]
+    x = x[torch.arange(max(PROBE_ROWS), device=x.device) % len(x)]
+    owners = _owners(chain)
+    sites: list[Site] = []
+    for index, stage in enumerate(chain):
+        inner = {
+            module: f"{stage.name}.{path}" if path else stage.name
+            for path, module in stage.module.named_modules()
+            if _is_affine(module) and _has_own_weights(module, owners)
+        }
+        calls = _calls(stage.module, inner, x)
+        sites += [
+            Site(inner[module], index, module)
+            for module, by_row in calls.items()
+            if by_row == [True] * len(PROBE_ROWS)
+        ]
+        x = stage.module(x)
+    return sites
+
+
+def _owners(chain: Chain) -> dict[int, int]:
+    """Count the places where each parameter occurs."""
     owners: dict[int, int] = {}
     for stage in chain:
         for module in dict.fromkeys(stage.module.modules()):
             for parameter in module.parameters(recurse=False):
                 owners[id(parameter)] = owners.get(id(parameter), 0) + 1
-    sites: list[Site] = []
-    for index, stage in enumerate(chain):
-        calls: dict[nn.Module, list[bool]] = {}
-        inner = {
-            module: f"{stage.name}.{path}" if path else stage.name
-            for path, module in stage.module.named_modules()
-            if isinstance(module, AFFINE_LAYERS)
-        }
-        hooks = [module.register_forward_hook(_note(calls)) for module in inner]
-        x = stage.module(x)
-        for hook in hooks:
-            hook.remove()
-        sites += [
-            Site(inner[module], index, module)
-            for module, by_row in calls.items()
-            if by_row == [True] and _has_own_weights(module, owners)
-        ]
-    return sites
+    return owners
 
 
-def _note(calls: dict[nn.Module, list[bool]]) -> Callable[[nn.Module, tuple, Tensor], None]:
-    def hook(module: nn.Module, args: tuple, out: Tensor) -> None:
-        by_row = len(args) == 1 and len(args[0]) == len(out) == PROBE_ROWS
-        calls.setdefault(module, []).append(by_row and args[0].ndim > 1)
-
-    return hook
+def _is_affine(module: nn.Module) -> bool:
+    """Return whether it is one of the layers, and no subclass that computes something else."""
+    return any(type(module).forward is layer.forward for layer in AFFINE_LAYERS)
 
 
 def _has_own_weights(module: nn.Module, owners: dict[int, int]) -> bool:
@@ -124,3 +136,24 @@ def _has_own_weights(module: nn.Module, owners: dict[int, int]) -> bool:
     return set(parameters) in ({"weight"}, {"weight", "bias"}) and all(
         parameter.requires_grad and owners[id(parameter)] == 1 for parameter in parameters.values()
     )
+
+
+def _calls(stage: nn.Module, inner: Iterable[nn.Module], x: Tensor) -> dict[nn.Module, list[bool]]:
+    """Run a stage; for each call of an inner layer tell whether it was on one row a sample."""
+    calls: dict[nn.Module, list[bool]] = {}
+    for size in PROBE_ROWS:
+        with ExitStack() as hooks:
+            for module in inner:
+                note = _note(calls, size)
+                hooks.enter_context(module.register_forward_hook(note, with_kwargs=True))
+            stage(x[:size])
+    return calls
+
+
+def _note(calls: dict[nn.Module, list[bool]], size: int) -> Callable[..., None]:
+    def hook(module: nn.Module, args: tuple, kwargs: dict, out: Tensor) -> None:
+        alone = len(args) == 1 and not kwargs
+        by_row = alone and args[0].ndim > 1 and len(args[0]) == len(out) == size
+        calls.setdefault(module, []).append(by_row)
+
+    return hook

@@ -205,7 +205,7 @@ class _Search:
             if not len(live):
                 break
             left[live] -= self.reached[live].long()
-            stalled[live] = ~self._step(live)
+            stalled[live] = ~self._step(live, KINKS if max_steps > 1 else 0)
 
     def borrow(self, features: Tensor, conditions: Conditions) -> None:
         """Start afresh where nothing helped, from another sample's feature of the same label.
@@ -255,7 +255,7 @@ class _Search:
         pairs = zip(self.reached.tolist(), self.blocked.tolist(), strict=True)
         return [names.get(pair, "stalled") for pair in pairs]
 
-    def _step(self, live: Tensor) -> Tensor:
+    def _step(self, live: Tensor, kinks: int) -> Tensor:
         """Go one linearisation on; return which of the samples moved."""
         here = self._linearise(live, self.moved[live])
         self.binding[live] = False
@@ -269,7 +269,7 @@ class _Search:
         # the sample sits at a kink: what the other side asks for is asked as well.
         at = torch.nonzero(~moved & ~self.blocked[live])[:, 0]
         pieces = here[at]
-        for attempt in range(KINKS):
+        for attempt in range(kinks):
             if attempt == REFINEMENT_KINKS:
                 still = ~self.reached[live[at]]
                 at, pieces = at[still], pieces[still]

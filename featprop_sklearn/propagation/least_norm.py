@@ -61,7 +61,8 @@ def least_norm(
     for _ in range(MAX_ITERATIONS):
         fixed = torch.zeros_like(served) if equality else (multipliers <= 0) & (gradient <= 0)
         fixed = fixed | ~served
-        if ((gradient.abs() <= tolerance[:, None]) | fixed).all():
+        done = ((gradient.abs() <= tolerance[:, None]) | fixed).all(dim=1)
+        if done.all():
             break
         direction = _newton(hessian, gradient, fixed)
         length = torch.ones_like(value)
@@ -69,9 +70,10 @@ def least_norm(
         for _ in range(MAX_HALVINGS):
             trial = multipliers + length[:, None] * direction
             trial = trial if equality else trial.clamp_min(0)
-            better = dual.value(trial) >= value
+            better = ~done & (dual.value(trial) >= value)
             new = torch.where(better[:, None], trial, new)
-            if better.all():
+            done = done | better
+            if done.all():
                 break
             length = torch.where(better, length, length / 2)
         if torch.equal(new, multipliers):

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import replace
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -22,10 +23,13 @@ from featprop_sklearn.training.losses import task_losses
 __all__ = ["AutoTrainer"]
 
 #: the polish takes batches of this share of the rows, within limits
-BATCHES_AN_EPOCH = 14
+BATCHES_AN_EPOCH = 12
 BATCH_LIMITS = (32, 256)
-#: and so many steps at least, on few rows
-LEAST_STEPS = 300
+#: steps at least, on few rows, and at most, on many, where that leaves enough epochs
+STEP_LIMITS = (300, 600)
+LEAST_EPOCHS = 10
+#: rows from which a trial is cut short; on fewer, a short one would not show overfitting
+SHORT_TRIALS_FROM = 500
 
 
 class AutoTrainer(BaseEstimator):
@@ -33,28 +37,35 @@ class AutoTrainer(BaseEstimator):
 
     Three steps: BatchNorm statistics are re-estimated on the new data; a closed-form sweep
     refits every affine layer (see :class:`ClosedFormTrainer`); a polish by gradients follows
-    (see :class:`GradientTrainer`). Where there is held-out data each step is first tried
-    without it, and dropped where it makes more errors there (of a regression: larger ones) than
-    chance would; the steps that are left are then run on all rows, the held-out ones included.
+    (see :class:`GradientTrainer`). Where there is held-out data, each step is first tried
+    without it, and dropped where it makes more errors there (for a regression: larger ones)
+    than chance would. What is kept is then finished on all rows, the held-out ones included.
     Without held-out data all three steps are run.
 
     Parameters
     ----------
     closed_form : ClosedFormTrainer, default=None
-        The sweeps; None is one sweep with margins of 3.
-    polish : GradientTrainer, default=None
-        None is 30 epochs of AdamW, one cycle up to 2e-2, weight decay 0.3, label smoothing
-        0.1, on the labels alone.
-    gentle : GradientTrainer, default=None
-        The polish that is tried where the first one does harm; None is the same at a
-        twentieth of the rate and a tenth of the weight decay.
-    trial_epochs : int, default=10
-        Epochs of the polish while it is tried.
+        The sweeps; None is one sweep with margins of 8 times the spread of the logits.
+    polish : GradientTrainer, sequence of them, or None, default=None
+        Polishes to choose from on held-out data: the first, unless a later one is better
+        beyond chance. They train on the labels alone, so ``alpha`` must be 0. None is AdamW with one cycle of the
+        learning rate: for classes up to 2e-2 with weight decay 0.2 and label smoothing 0.1,
+        for values up to 1e-2 with weight decay 4 or 1.
+    trial_epochs : int, default=8
+        Epochs of a polish while it is tried.
+
+    Notes
+    -----
+    A polish takes batches of a twelfth of the rows, but 32 to 256 of them, whatever the
+    estimator's ``batch_size`` (but all rows at once for the default network), and its
+    ``max_epochs`` are raised or lowered to make 300 to 600 steps. Where every
+    polish does harm, one at a twentieth of the rate and a tenth of the weight decay is tried.
 
     Examples
     --------
     >>> from featprop_sklearn import AutoTrainer, FeatureBackpropClassifier, GradientTrainer
-    >>> estimator = FeatureBackpropClassifier(trainer=AutoTrainer(polish=GradientTrainer(lr=1e-3)))
+    >>> polish = GradientTrainer(alpha=0, lr=1e-3, schedule="one_cycle")
+    >>> estimator = FeatureBackpropClassifier(trainer=AutoTrainer(polish=polish))
     """
 
     #: its sweeps go from label to layer by themselves
@@ -64,13 +75,11 @@ class AutoTrainer(BaseEstimator):
         self,
         *,
         closed_form: ClosedFormTrainer | None = None,
-        polish: GradientTrainer | None = None,
-        gentle: GradientTrainer | None = None,
-        trial_epochs: int = 10,
+        polish: GradientTrainer | Sequence[GradientTrainer] | None = None,
+        trial_epochs: int = 8,
     ) -> None:
         self.closed_form = closed_form
         self.polish = polish
-        self.gentle = gentle
         self.trial_epochs = trial_epochs
 
     def check(self) -> None:
@@ -81,17 +90,23 @@ class AutoTrainer(BaseEstimator):
         ValueError, TypeError
             Naming the parameter, what is allowed and what came.
         """
-        for name, kind in (
-            ("closed_form", ClosedFormTrainer),
-            ("polish", GradientTrainer),
-            ("gentle", GradientTrainer),
-        ):
-            part = getattr(self, name)
-            if part is not None and not isinstance(part, kind):
-                raise TypeError(f"{name} must be None or a {kind.__name__}; got {part!r}.")
-            if part is not None:
-                part.check()
-        GradientTrainer(max_epochs=self.trial_epochs).check()
+        if self.closed_form is not None:
+            if not isinstance(self.closed_form, ClosedFormTrainer):
+                raise TypeError(
+                    f"closed_form must be None or a ClosedFormTrainer; got {self.closed_form!r}."
+                )
+            self.closed_form.check()
+        for polish in self._polishes("multiclass"):
+            if not isinstance(polish, GradientTrainer):
+                raise TypeError(f"polish must be None or GradientTrainers; got {polish!r}.")
+            polish.check()
+            if polish.alpha != 0 or polish.feature_only:
+                raise ValueError(
+                    "polish trains on the labels alone: its alpha must be 0 and feature_only "
+                    f"False; got {polish!r}. To train on feature targets use trainer='gradient'."
+                )
+        if not isinstance(self.trial_epochs, Integral) or self.trial_epochs < 1:
+            raise ValueError(f"trial_epochs must be an integer >= 1; got {self.trial_epochs!r}.")
 
     def train(
         self,
@@ -109,8 +124,7 @@ class AutoTrainer(BaseEstimator):
         component : Component
             What to train, on what; left as it is.
         batch_size : int
-            Rows worked on at a time; -1 for all, in the polish too, whose batches else follow
-            from the number of rows.
+            Rows worked on at a time; -1 for all, in the polish too.
         seed : int
             Of shuffling and dropout.
         n_jobs : int, optional
@@ -122,152 +136,196 @@ class AutoTrainer(BaseEstimator):
         -------
         TrainingResult
             The trained state and the history, whose entries say in which ``step`` they were
-            made. Ctrl-C ends the training, not the program.
+            made, and whether it was a ``trial``. Ctrl-C ends the training, not the program.
         """
         self.check()
-        run = _Run(self, batch_size, seed, n_jobs, verbose)
-        steps = [run.batch_norm, run.sweeps, run.polish]
-        if component.validation is not None:
-            steps = run.try_out(component)
-            component = _with_all_rows(component)
-        return run.apply(component, steps)
+        steps = _Steps(
+            self._closed_form(),
+            self._polishes(component.output_targets.task),
+            int(self.trial_epochs),
+            batch_size,
+            {"seed": seed, "n_jobs": n_jobs, "verbose": verbose},
+        )
+        own = replace(component.private(), targets=None)
+        if own.validation is None:
+            steps.run_all(own)
+        else:
+            steps.run_what_helps(own)
+        return TrainingResult(own.network().states(), steps.history, steps.interrupted)
 
     def train_chunk(
-        self, component: Component, seen: dict[str, Any], *, batch_size: int, seed: int, **more: Any
+        self, component: Component, seen: dict[str, Any], *, batch_size: int, **more: Any
     ) -> TrainingResult:
         """Refit in closed form to a chunk and all earlier ones, as ClosedFormTrainer does.
 
         Parameters
         ----------
-        component, seen, batch_size, seed
+        component, seen, batch_size
             As in :meth:`ClosedFormTrainer.train_chunk`.
         """
         self.check()
-        trainer = self._closed_form()
-        return trainer.train_chunk(component, seen, batch_size=batch_size, seed=seed, **more)
+        return self._closed_form().train_chunk(component, seen, batch_size=batch_size, **more)
 
     def _closed_form(self) -> ClosedFormTrainer:
         if self.closed_form is None:
-            return ClosedFormTrainer(sweeps=1, multiples=(3.0,))
+            return ClosedFormTrainer(sweeps=1, multiples=(8.0,))
         return self.closed_form
 
-    def _polish(self) -> GradientTrainer:
-        if self.polish is None:
-            return GradientTrainer(
-                alpha=0.0,
-                max_epochs=30,
-                lr=2e-2,
-                weight_decay=0.3,
-                schedule="one_cycle",
-                label_smoothing=0.1,
-            )
-        return self.polish
-
-    def _gentle(self) -> GradientTrainer:
-        if self.gentle is None:
-            polish = self._polish()
-            return clone(polish).set_params(
-                lr=polish.lr / 20, weight_decay=polish.weight_decay / 10
-            )
-        return self.gentle
+    def _polishes(self, task: str) -> list[GradientTrainer]:
+        if isinstance(self.polish, Sequence):
+            return list(self.polish)
+        if self.polish is not None:
+            return [self.polish]
+        cycle = GradientTrainer(alpha=0.0, max_epochs=30, schedule="one_cycle")
+        if task != "regression":
+            return [cycle.set_params(lr=2e-2, weight_decay=0.2, label_smoothing=0.1)]
+        # how much of a regression is noise decides, and only held-out data knows
+        decays = (4.0, 1.0)
+        return [clone(cycle).set_params(lr=1e-2, weight_decay=decay) for decay in decays]
 
 
-Step = Callable[[Component, bool], TrainingResult]
-
-
-class _Run:
-    """The steps, with what they need besides a component."""
+class _Steps:
+    """The steps on one private component, which they change."""
 
     def __init__(
-        self, trainer: AutoTrainer, batch_size: int, seed: int, n_jobs: int | None, verbose: int
+        self,
+        closed_form: ClosedFormTrainer,
+        polishes: list[GradientTrainer],
+        trial_epochs: int,
+        batch_size: int,
+        more: dict[str, Any],
     ) -> None:
-        self.trainer = trainer
+        self.closed_form = closed_form
+        self.polishes = polishes
+        self.trial_epochs = trial_epochs
         self.batch_size = batch_size
-        self.more: dict[str, Any] = {"seed": seed, "n_jobs": n_jobs, "verbose": verbose}
+        self.more = more
         self.history: list[dict[str, Any]] = []
         self.interrupted = False
 
-    def batch_norm(self, component: Component, trial: bool) -> TrainingResult:
-        network = component.network()
-        size = len(component.data) if self.batch_size == -1 else self.batch_size
-        reestimate_batch_norm(network, component.data.inputs, size)
-        return TrainingResult(network.states(), [])
+    def run_all(self, own: Component) -> None:
+        """Run every step, for want of data to judge by."""
+        self._batch_norm(own)
+        self._sweep(own)
+        if self.polishes:
+            self._polish(own, self.polishes[0])
 
-    def sweeps(self, component: Component, trial: bool) -> TrainingResult:
-        trainer = self.trainer._closed_form()
-        return trainer.train(component, batch_size=self.batch_size, **self.more)
+    def run_what_helps(self, own: Component) -> None:
+        """Try the steps without the held-out rows, and finish on all rows what helped."""
+        start = own.network().states()
+        judge = _Judge(own, self.batch_size)
+        self._batch_norm(own)
+        with_batch_norm = judge.accepts(own)
+        swept = own.network().states() if with_batch_norm else start
+        own.network().restore(swept)
+        self._sweep(own, trial=True)
+        with_sweeps = judge.accepts(own)
+        swept = own.network().states() if with_sweeps else swept
+        polish = self._choose_polish(own, judge, swept)
+        everything = _with_all_rows(own)
+        if polish is not None:
+            # the sweeps' rows are enough: the polish goes on from them and sees all
+            own.network().restore(swept)
+            self._polish(everything, polish)
+            return
+        own.network().restore(start)
+        if with_batch_norm:
+            self._batch_norm(everything)
+        if with_sweeps:
+            self._sweep(everything)
 
-    def polish(self, component: Component, trial: bool) -> TrainingResult:
-        return self._descend(self.trainer._polish(), component, trial)
+    def _choose_polish(self, own: Component, judge: _Judge, start: Any) -> GradientTrainer | None:
+        best: GradientTrainer | None = None
+        for polish in self.polishes:
+            if self._try_polish(own, polish, start) and judge.accepts(own, clearly=bool(best)):
+                best = polish
+        if best is None and self.polishes:
+            first = self.polishes[0]
+            gentle = clone(first).set_params(lr=first.lr / 20, weight_decay=first.weight_decay / 10)
+            if self._try_polish(own, gentle, start) and judge.accepts(own):
+                best = gentle
+        return best
 
-    def gentle(self, component: Component, trial: bool) -> TrainingResult:
-        return self._descend(self.trainer._gentle(), component, trial)
+    def _try_polish(self, own: Component, polish: GradientTrainer, start: Any) -> bool:
+        """Polish for a few epochs; return whether it came to an end."""
+        own.network().restore(start)
+        self._polish(own, polish, trial=True)
+        return not self.interrupted
 
-    def _descend(self, trainer: GradientTrainer, own: Component, trial: bool) -> TrainingResult:
-        n_samples = len(own.data)
-        low, high = BATCH_LIMITS
-        size = min(max(-(-n_samples // BATCHES_AN_EPOCH), low), high)
-        if self.batch_size == -1 or size >= n_samples:
-            size = n_samples
-        epochs = trainer.max_epochs
-        if self.batch_size != -1 and epochs:
-            epochs = max(epochs, math.ceil(LEAST_STEPS * size / n_samples))
-        if trial:
-            epochs = min(epochs, math.ceil(epochs * self.trainer.trial_epochs / 30))
-        trainer = clone(trainer).set_params(max_epochs=epochs)
-        return trainer.train(
-            replace(own, validation=None), batch_size=-1 if size == n_samples else size, **self.more
+    def _batch_norm(self, own: Component) -> None:
+        size = len(own.data) if self.batch_size == -1 else self.batch_size
+        reestimate_batch_norm(own.network(), own.data.inputs, size)
+
+    def _sweep(self, own: Component, *, trial: bool = False) -> None:
+        if self.interrupted:
+            return
+        result = self.closed_form.train(own, batch_size=self.batch_size, **self.more)
+        self._take(own, result, "sweeps", trial)
+
+    def _polish(self, own: Component, polish: GradientTrainer, *, trial: bool = False) -> None:
+        if self.interrupted:
+            return
+        size, epochs = self._lengths(len(own.data), int(polish.max_epochs))
+        decay = polish.weight_decay
+        if trial and epochs > self.trial_epochs and len(own.data) >= SHORT_TRIALS_FROM:
+            # as much decay as there will be in all, or its effect would not show
+            decay, epochs = decay * epochs / self.trial_epochs, self.trial_epochs
+        result = (
+            clone(polish)
+            .set_params(max_epochs=epochs, weight_decay=decay)
+            .train(replace(own, validation=None), batch_size=size, **self.more)
         )
+        self._take(own, result, "polish", trial)
 
-    def try_out(self, component: Component) -> list[Step]:
-        """Run the steps without the held-out rows; return those that help on them."""
-        own = component.private()
-        kept: list[Step] = []
-        assert own.validation is not None
-        best = self._errors(own)
-        for step in (self.batch_norm, self.sweeps, self.polish, self.gentle):
-            if step == self.gentle and self.polish in kept:
-                continue
-            if self.interrupted:
-                break
-            before = own.network().states()
-            result = step(own, True)
-            result.load_into(own.stages)
-            self._note(step, result, trial=True)
-            errors = self._errors(own)
-            if _worse(errors - best, own.validation.weights):
-                TrainingResult(before, []).load_into(own.stages)
-            else:
-                kept.append(step)
-                best = errors
-        return kept
+    def _lengths(self, n_samples: int, epochs: int) -> tuple[int, int]:
+        """Rows a batch, and epochs."""
+        if self.batch_size == -1 or not epochs:
+            return -1, epochs
+        low, high = BATCH_LIMITS
+        size = min(max(-(-n_samples // BATCHES_AN_EPOCH), low), high, n_samples)
+        an_epoch = -(-n_samples // size)
+        fewest, most = (math.ceil(steps / an_epoch) for steps in STEP_LIMITS)
+        return size, max(fewest, min(epochs, max(most, LEAST_EPOCHS)))
 
-    def apply(self, component: Component, steps: list[Step]) -> TrainingResult:
-        """Run steps one after the other, each from where the last one ended."""
-        own = component.private()
-        for step in steps:
-            if self.interrupted:
-                break
-            result = step(own, False)
-            result.load_into(own.stages)
-            self._note(step, result, trial=False)
-        return TrainingResult(own.network().states(), self.history, self.interrupted)
-
-    def _note(self, step: Step, result: TrainingResult, *, trial: bool) -> None:
+    def _take(self, own: Component, result: TrainingResult, step: str, trial: bool) -> None:
+        result.load_into(own.stages)
         self.interrupted = self.interrupted or result.interrupted
-        name = step.__name__
-        self.history += [{**entry, "step": name, "trial": trial} for entry in result.history]
+        self.history += [{**entry, "step": step, "trial": trial} for entry in result.history]
+
+
+class _Judge:
+    """Held-out errors of the best state so far, sample by sample."""
+
+    def __init__(self, own: Component, batch_size: int) -> None:
+        assert own.validation is not None
+        self.data = own.validation
+        self.weights = self.data.weights.double() / self.data.weights.double().sum()
+        self.batch_size = len(self.data) if batch_size == -1 else batch_size
+        self.best = self._errors(own)
+
+    def accepts(self, own: Component, *, clearly: bool = False) -> bool:
+        """Return whether a state is no worse than the best so far, and remember it if so.
+
+        Worse, or ``clearly`` better, is a mean error greater or less by more than the standard
+        error of the difference.
+        """
+        errors = self._errors(own)
+        more = errors - self.best
+        mean = self.weights @ more
+        error = (self.weights.square() @ (more - mean).square()).sqrt()
+        accepted = bool(mean < -error if clearly else mean <= error)  # NaN is not
+        if accepted:
+            self.best = errors
+        return accepted
 
     @torch.no_grad()
     def _errors(self, own: Component) -> Tensor:
-        """Error of each held-out sample: 0 or 1 of a class, squared of a value."""
-        assert own.validation is not None
+        """Error of each sample: 0 or 1 of a class, squared of a value."""
         own.network().eval()
         chain, targets = Chain((*own.stages, *own.after)), own.output_targets
-        size = len(own.validation) if self.batch_size == -1 else self.batch_size
         parts = []
-        for rows in batches(len(own.validation), size):
-            part = own.validation[rows]
+        for rows in batches(len(self.data), self.batch_size):
+            part = self.data[rows]
             output = chain(part.inputs)
             if targets.task == "regression":
                 parts.append(task_losses(output, part.y, targets).double())
@@ -276,22 +334,9 @@ class _Run:
         return torch.cat(parts).nan_to_num(nan=torch.inf)
 
 
-def _worse(more: Tensor, weights: Tensor) -> bool:
-    """Return whether errors grew beyond chance: their mean by more than its standard error."""
-    share = weights.double() / weights.double().sum()
-    mean = share @ more
-    error = (share.square() @ (more - mean).square()).sqrt()
-    return not bool(mean <= error)
-
-
 def _with_all_rows(component: Component) -> Component:
     """Give the held-out rows back to training."""
     data, held_out = component.data, component.validation
     assert held_out is not None
     pairs = ((getattr(data, name), getattr(held_out, name)) for name in ("inputs", "y", "weights"))
-    return replace(
-        component,
-        data=Labelled(*(torch.cat(pair) for pair in pairs)),
-        targets=None,
-        validation=None,
-    )
+    return replace(component, data=Labelled(*(torch.cat(pair) for pair in pairs)), validation=None)

@@ -56,7 +56,7 @@ class ClosedFormTrainer(BaseEstimator):
     ridge : float or "auto", default="auto"
         Strength of the ridge regressions in units of the largest eigenvalue of a layer's
         Gram matrix; "auto" cross-validates.
-    C : float, default=1.0
+    C : float, default=0.1
         Inverse strength of the last layer's logistic regression, on standardised features.
     multiples : tuple of float, default=(1.0, 3.0, 8.0)
         Margins tried where the estimator's is "auto", in units of the spread of the logits;
@@ -85,7 +85,7 @@ class ClosedFormTrainer(BaseEstimator):
         *,
         sweeps: int = 3,
         ridge: float | str = "auto",
-        C: float = 1.0,
+        C: float = 0.1,
         multiples: Sequence[float] = (1.0, 3.0, 8.0),
         tol: float = 1e-3,
     ) -> None:

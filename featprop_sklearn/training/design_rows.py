@@ -6,6 +6,9 @@ one over the input with zeros between its pixels. Groups are separate models.
 
 from __future__ import annotations
 
+import math
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -15,7 +18,7 @@ __all__ = ["add_to_weights", "design_rows", "output_rows", "row_size", "weight_r
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 
 
-def design_rows(layer: nn.Module, x: Tensor) -> Tensor:
+def design_rows(layer: Any, x: Tensor) -> Tensor:
     """Return what the layer's coefficients multiply, in float64.
 
     Parameters
@@ -41,7 +44,7 @@ def design_rows(layer: nn.Module, x: Tensor) -> Tensor:
     return torch.cat([rows, rows.new_ones(*rows.shape[:-1], 1)], dim=-1)
 
 
-def output_rows(layer: nn.Module, output: Tensor) -> Tensor:
+def output_rows(layer: Any, output: Tensor) -> Tensor:
     """Arrange outputs of the layer to match its design rows, in float64.
 
     Returns
@@ -56,9 +59,9 @@ def output_rows(layer: nn.Module, output: Tensor) -> Tensor:
     return rows.permute(1, 0, 3, 2)
 
 
-def weight_rows(layer: nn.Module) -> Tensor:
-    """Return the layer's coefficients, (n_groups, n_coefficients, n_outputs / n_groups)."""
-    weight = layer.weight.detach().double()
+def weight_rows(layer: Any) -> Tensor:
+    """Copy the layer's coefficients, (n_groups, n_coefficients, n_outputs / n_groups)."""
+    weight = layer.weight.detach().to(torch.float64, copy=True)
     if isinstance(layer, nn.Linear):
         rows = weight[None]
     elif isinstance(layer, _TRANSPOSED):
@@ -74,7 +77,7 @@ def weight_rows(layer: nn.Module) -> Tensor:
 
 
 @torch.no_grad()
-def add_to_weights(layer: nn.Module, change: Tensor) -> None:
+def add_to_weights(layer: Any, change: Tensor) -> None:
     """Add to the layer's coefficients, in the arrangement of :func:`weight_rows`."""
     rows = change.mT
     if layer.bias is not None:
@@ -88,13 +91,13 @@ def add_to_weights(layer: nn.Module, change: Tensor) -> None:
     weight += rows.reshape(weight.shape).to(weight)
 
 
-def row_size(layer: nn.Module, output: Tensor) -> int:
+def row_size(layer: Any, output: Tensor) -> int:
     """Return how many numbers the design rows of one sample hold."""
-    positions = output[0].numel() // weight_rows(layer).shape[2]
-    return positions * weight_rows(layer).shape[1]
+    _, n_coefficients, n_outputs = weight_rows(layer).shape
+    return output[0].numel() // n_outputs * n_coefficients
 
 
-def _padded(layer: nn.Module, x: Tensor) -> Tensor:
+def _padded(layer: Any, x: Tensor) -> Tensor:
     if isinstance(layer.padding, str) or layer.padding_mode != "zeros":
         sides = layer._reversed_padding_repeated_twice
         mode = "constant" if layer.padding_mode == "zeros" else layer.padding_mode
@@ -102,7 +105,7 @@ def _padded(layer: nn.Module, x: Tensor) -> Tensor:
     return F.pad(x, [side for size in reversed(layer.padding) for side in (size, size)])
 
 
-def _stuffed(layer: nn.Module, x: Tensor) -> Tensor:
+def _stuffed(layer: Any, x: Tensor) -> Tensor:
     """Put stride − 1 zeros between pixels, and pad as the equivalent convolution does."""
     sides: list[int] = []
     for axis, stride in enumerate(layer.stride):
@@ -116,15 +119,14 @@ def _stuffed(layer: nn.Module, x: Tensor) -> Tensor:
     return F.pad(x, sides)
 
 
-def _patches(layer: nn.Module, x: Tensor) -> Tensor:
+def _patches(layer: Any, x: Tensor) -> Tensor:
     """Collect the windows of each output pixel: (groups, samples, positions, values)."""
-    transposed = isinstance(layer, _TRANSPOSED)
     kernel, dilation = layer.kernel_size, layer.dilation
-    stride = (1,) * len(kernel) if transposed else layer.stride
+    dims = len(kernel)
+    stride = (1,) * dims if isinstance(layer, _TRANSPOSED) else layer.stride
     for axis, (size, step, gap) in enumerate(zip(kernel, stride, dilation, strict=True)):
         x = x.unfold(axis + 2, gap * (size - 1) + 1, step)[..., ::gap]
-    n, dims = len(x), len(kernel)
-    x = x.reshape(n, layer.groups, -1, *x.shape[2:])
-    order = (1, 0, *range(3, 3 + dims), 2, *range(3 + dims, 3 + 2 * dims))
-    x = x.permute(order)
-    return x.reshape(layer.groups, n, x[0, 0].flatten(0, dims - 1).shape[0], -1)
+    n_samples, positions = len(x), math.prod(x.shape[2 : 2 + dims])
+    x = x.reshape(n_samples, layer.groups, -1, *x.shape[2:])
+    x = x.permute(1, 0, *range(3, 3 + dims), 2, *range(3 + dims, 3 + 2 * dims))
+    return x.reshape(layer.groups, n_samples, positions, -1)

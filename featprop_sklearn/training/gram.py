@@ -90,12 +90,12 @@ def solve_ridge(sums: GramSums, ridge: float | str = "auto") -> tuple[Tensor, fl
     ridge : float
         The λ chosen, in the same units.
     """
+    if not _says_something(sums):
+        return torch.zeros_like(sums.cross), 0.0
     values, vectors = torch.linalg.eigh(sums.gram)
     values = values.clamp_min(0)
     largest = float(values.max())
     projected = vectors.mT @ sums.cross
-    if largest == 0 or not bool(sums.square.sum() > 0):
-        return torch.zeros_like(sums.cross), 0.0
     if ridge != "auto":
         return _coefficients(values, vectors, projected, float(ridge) * largest), float(ridge)
     energy = projected.square().sum(dim=2)
@@ -112,7 +112,14 @@ def solve_ridge(sums: GramSums, ridge: float | str = "auto") -> tuple[Tensor, fl
     return _coefficients(values, vectors, projected, best[1] * largest), best[1]
 
 
+def _says_something(sums: GramSums) -> bool:
+    """Return whether there are rows and residuals, and nothing has overflowed."""
+    finite = all(bool(torch.isfinite(part).all()) for part in (sums.gram, sums.cross, sums.square))
+    return finite and bool((sums.gram != 0).any()) and bool((sums.square > 0).any())
+
+
 def _coefficients(values: Tensor, vectors: Tensor, projected: Tensor, ridge: float) -> Tensor:
+    noise = values.shape[1] * torch.finfo(values.dtype).eps * values.amax(dim=1, keepdim=True)
     kept = values + ridge
-    inverse = torch.where(kept > 1e-14 * values.max(), 1 / kept, 0.0)
+    inverse = torch.where(kept > noise, 1 / kept, 0.0)
     return vectors @ (inverse[..., None] * projected)

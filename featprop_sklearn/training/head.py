@@ -19,6 +19,8 @@ __all__ = ["is_head", "refit_head"]
 #: unknowns up to which Newton's method, with its matrix of that size, is the fastest
 NEWTON_UP_TO = 400
 MAX_ITERATIONS = 1000
+#: logits up to here can be read off any head; probabilities saturate beyond
+MODERATE = 4.0
 
 
 @torch.no_grad()
@@ -32,20 +34,22 @@ def is_head(site: Site, chain: Chain, outputs: Tensor, output_targets: OutputTar
     chain : Chain
         The whole network from the site's stage on.
     outputs : Tensor of shape (n_samples, n_outputs)
-        Some outputs of the layer.
+        Some outputs of the layer, whose shape alone counts.
     output_targets : OutputTargets
         Task and head of the network.
     """
     linear = isinstance(site.layer, nn.Linear) and chain[site.stage].module is site.layer
     if output_targets.task == "regression" or not linear or outputs.ndim != 2:
         return False
+    places = torch.arange(outputs.numel(), dtype=outputs.dtype, device=outputs.device)
+    outputs = MODERATE * places.sin().reshape(outputs.shape)
     after = chain[site.stage + 1 :](outputs)
     if after.shape != outputs.shape and after.numel() != len(outputs):
         return False
     shift = output_targets.head.to_logits(after.reshape(outputs.shape)) - outputs
     if not output_targets.per_logit:
         shift = shift - shift.mean(dim=1, keepdim=True)
-    return bool((shift.abs() <= 1e-4 * outputs.abs().amax().clamp_min(1)).all())
+    return bool((shift.abs() <= 1e-4 * MODERATE).all())
 
 
 @torch.no_grad()
@@ -58,6 +62,9 @@ def refit_head(
     C: float,
 ) -> None:
     """Fit the layer's weights to the labels, its input features as they are.
+
+    A class without samples, and a logit with one answer alone, keep their weights; so does
+    everything where features have overflowed.
 
     Parameters
     ----------
@@ -75,27 +82,27 @@ def refit_head(
         Inverse strength of the penalty, on standardised features.
     """
     rows, w = to_array(features, np.float64), to_array(weights, np.float64)
-    share = w / w.sum()
-    mean = share @ rows
-    scale = np.sqrt(share @ np.square(rows - mean))
-    scale[scale <= 1e-12 * np.abs(rows).max(initial=1e-300)] = 1.0
-    rows = (rows - mean) / scale
-    new_weight, new_bias = to_array(layer.weight, np.float64), _bias(layer)
+    if not np.isfinite(rows).all():
+        return
+    rows, mean, scale = _standardised(rows, w, layer.bias is not None, features.dtype)
+    new_weight, new_bias = to_array(layer.weight, np.float64).copy(), _bias(layer)
     for index, labels in _problems(to_array(y), output_targets.task):
         classes = np.unique(labels)
         if len(classes) < 2:
             continue
         model = LogisticRegression(
-            C=C, solver=_solver(rows, len(classes)), max_iter=MAX_ITERATIONS
+            C=C,
+            solver=_solver(rows, len(classes)),
+            max_iter=MAX_ITERATIONS,
+            fit_intercept=layer.bias is not None,
         ).fit(rows, labels, sample_weight=w)
-        coefficients, intercepts = model.coef_ / scale, model.intercept_.copy()
-        intercepts -= coefficients @ mean
+        coefficients = model.coef_ / scale
+        intercepts = model.intercept_ - coefficients @ mean
         if len(coefficients) == 1 and output_targets.task == "multiclass":
             # one logit is the lead of the second class over the first
             coefficients = np.vstack([-coefficients, coefficients]) / 2
             intercepts = np.hstack([-intercepts, intercepts]) / 2
         place = classes if output_targets.task == "multiclass" else [index]
-        new_weight, new_bias = new_weight.copy(), new_bias.copy()
         new_weight[place], new_bias[place] = coefficients, intercepts
     if output_targets.task == "multiclass":
         _lower_absent(new_weight, new_bias, to_array(features, np.float64), to_array(y))
@@ -105,7 +112,24 @@ def refit_head(
 
 
 def _bias(layer: nn.Linear) -> NDArray:
-    return np.zeros(layer.out_features) if layer.bias is None else to_array(layer.bias, np.float64)
+    if layer.bias is None:
+        return np.zeros(layer.out_features)
+    return to_array(layer.bias, np.float64).copy()
+
+
+def _standardised(
+    rows: NDArray, weights: NDArray, centred: bool, dtype: torch.dtype
+) -> tuple[NDArray, NDArray, NDArray]:
+    """Give features mean 0, if a bias can make up for it, and size 1; constant ones stay."""
+    share = weights / weights.sum()
+    mean = share @ rows if centred else np.zeros(rows.shape[1])
+    largest = np.abs(rows).max(axis=0)
+    rows = rows - mean
+    scale = np.sqrt(share @ np.square(rows))
+    # rounding is no information, and standardised it would get enormous weights
+    scale[scale <= torch.finfo(dtype).eps ** 0.75 * largest] = 1.0
+    rows /= scale
+    return rows, mean, scale
 
 
 def _problems(y: NDArray, task: str) -> Iterator[tuple[int, NDArray]]:
@@ -128,4 +152,4 @@ def _lower_absent(weight: NDArray, bias: NDArray, rows: NDArray, y: NDArray) -> 
     if len(absent) and len(present) > 1:
         logits = rows @ weight.T + bias
         lead = logits[:, absent] - logits[np.arange(len(y)), y][:, None]
-        bias[absent] -= lead.max(axis=0).clip(min=0) + 1
+        bias[absent] -= (lead.max(axis=0) + 1).clip(min=0)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
 from featprop_sklearn.data import batches
-from featprop_sklearn.networks import AFFINE_LAYERS, Chain
+from featprop_sklearn.networks import Chain, affine_sites
 
 __all__ = ["wake_dead_units"]
 
@@ -14,7 +16,9 @@ _FLAT = (nn.ReLU, nn.ReLU6, nn.Hardtanh, nn.Hardsigmoid, nn.Hardswish, nn.Thresh
 
 
 @torch.no_grad()
-def wake_dead_units(chain: Chain, inputs: Tensor, batch_size: int) -> int:
+def wake_dead_units(
+    chain: Chain, inputs: Tensor, batch_size: int, weights: Tensor | None = None
+) -> int:
     """Centre the units whose activation is the same for every sample.
 
     The weights of such a unit (or channel) are rescaled and its bias shifted so that what
@@ -24,77 +28,97 @@ def wake_dead_units(chain: Chain, inputs: Tensor, batch_size: int) -> int:
     Parameters
     ----------
     chain : Chain
-        Private; changed in place. Affine stages directly before a flat activation count.
+        Private; changed in place. Affine stages directly before a flat activation count, with
+        weights of their own and a bias; see :func:`affine_sites`.
     inputs : Tensor of shape (n_samples, ...)
         The data.
     batch_size : int
         Rows worked on at a time.
+    weights : Tensor of shape (n_samples,), optional
+        Sample weights; equal by default.
 
     Returns
     -------
     int
         Units woken.
     """
+    if weights is None:
+        weights = torch.ones(len(inputs), device=inputs.device)
     woken = 0
-    for index in range(len(chain) - 1):
-        layer, activation = chain[index].module, chain[index + 1].module
-        if not isinstance(layer, AFFINE_LAYERS) or not isinstance(activation, _FLAT):
+    for site in affine_sites(chain, inputs):
+        layer: Any = chain[site.stage].module
+        following = chain[site.stage + 1 : site.stage + 2]
+        if layer is not site.layer or layer.bias is None or not _is_flat(following):
             continue
-        if layer.bias is None or not (layer.weight.requires_grad and layer.bias.requires_grad):
-            continue
-        moments = _Moments()
+        units = _Units()
         for rows in batches(len(inputs), batch_size):
-            before = chain[: index + 1](inputs[rows])
-            moments.add(_by_unit(layer, before), _by_unit(layer, activation(before.clone())))
-        dead = moments.dead() & (moments.deviation() > 0)
-        if dead.any():
-            _standardise(layer, dead, moments)
-            woken += int(dead.sum())
+            before = chain[: site.stage + 1](inputs[rows])
+            after = following(before)
+            units.add(_by_unit(layer, before), _by_unit(layer, after), weights[rows])
+        dead = units.dead()
+        _standardise(layer, dead, units)
+        woken += int(dead.sum())
     return woken
 
 
-class _Moments:
-    """Sums of each unit before its activation, and the range of what comes after it."""
-
-    def __init__(self) -> None:
-        self.parts: list[tuple[int, Tensor, Tensor]] = []
-        self.low: list[Tensor] = []
-        self.high: list[Tensor] = []
-
-    def add(self, before: Tensor, after: Tensor) -> None:
-        before = before.double()
-        self.parts.append((len(before), before.mean(dim=0), before.square().mean(dim=0)))
-        self.low.append(after.amin(dim=0))
-        self.high.append(after.amax(dim=0))
-
-    def mean(self) -> Tensor:
-        total = sum(count for count, _, _ in self.parts)
-        return torch.stack([count * mean for count, mean, _ in self.parts]).sum(dim=0) / total
-
-    def deviation(self) -> Tensor:
-        total = sum(count for count, _, _ in self.parts)
-        square = torch.stack([count * square for count, _, square in self.parts]).sum(dim=0)
-        return (square / total - self.mean().square()).clamp_min(0).sqrt()
-
-    def dead(self) -> Tensor:
-        return torch.stack(self.low).amin(dim=0) == torch.stack(self.high).amax(dim=0)
+def _is_flat(following: Chain) -> bool:
+    return len(following) == 1 and isinstance(following[0].module, _FLAT)
 
 
 def _by_unit(layer: nn.Module, values: Tensor) -> Tensor:
-    """Arrange as one column a unit or channel."""
+    """Arrange as (n_samples, n_positions, n_units)."""
     axis = -1 if isinstance(layer, nn.Linear) else 1
-    return values.movedim(axis, -1).flatten(0, -2)
+    rows = values.movedim(axis, -1)
+    return rows.reshape(len(rows), -1, rows.shape[-1])
 
 
-def _standardise(layer: nn.Module, dead: Tensor, moments: _Moments) -> None:
-    factor = torch.where(dead, 1 / moments.deviation(), 1.0)
-    shift = torch.where(dead, moments.mean(), 0.0)
-    bias, weight = layer.bias, layer.weight
-    bias.copy_((bias.double() - shift) * factor)
+class _Units:
+    """Moments of each unit before its activation, and the range of what comes after it."""
+
+    def __init__(self) -> None:
+        self.weight = 0.0
+        self.mean = self.variance = torch.zeros(())
+        self.largest = self.low = self.high = torch.zeros(())
+        self.eps = 0.0
+
+    def add(self, before: Tensor, after: Tensor, weights: Tensor) -> None:
+        """Take a batch into account (Chan, Golub, LeVeque 1983, doi:10.1080/00031305.1983.10483115)."""
+        extremes = after.amin(dim=(0, 1)), after.amax(dim=(0, 1)), before.abs().amax(dim=(0, 1))
+        if not self.weight:
+            self.eps = torch.finfo(before.dtype).eps
+            self.low, self.high, self.largest = extremes
+        self.low = torch.minimum(self.low, extremes[0])
+        self.high = torch.maximum(self.high, extremes[1])
+        self.largest = torch.maximum(self.largest, extremes[2])
+        before, share = before.double(), weights.double() / weights.double().sum()
+        mean = share @ before.mean(dim=1)
+        variance = share @ (before - mean).square().mean(dim=1)
+        total = self.weight + float(weights.double().sum())
+        new = 1 - self.weight / total
+        step = mean - self.mean
+        self.mean = self.mean + new * step
+        self.variance = self.variance + new * (variance - self.variance)
+        self.variance = self.variance + new * (1 - new) * step.square()
+        self.weight = total
+
+    def deviation(self) -> Tensor:
+        return self.variance.sqrt()
+
+    def dead(self) -> Tensor:
+        """Return which units are silent though their input varies, by more than rounding."""
+        varies = self.deviation() > 10 * self.eps * self.largest
+        return (self.low == self.high) & varies
+
+
+def _standardise(layer: Any, dead: Tensor, units: _Units) -> None:
+    factor = torch.where(dead, 1 / units.deviation(), 1.0)
+    shift = torch.where(dead, units.mean, 0.0)
+    layer.bias.copy_((layer.bias.double() - shift) * factor)
+    weight = layer.weight
     if isinstance(layer, nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d):
-        per_group = weight.shape[1]
-        of_input = factor.reshape(layer.groups, per_group)
-        of_input = of_input.repeat_interleave(weight.shape[0] // layer.groups, dim=0)
-        weight.mul_(of_input.reshape(*of_input.shape, *[1] * (weight.ndim - 2)).to(weight))
+        # weights are (inputs, outputs of a group, ...): one row of factors for each input
+        rows = factor.reshape(layer.groups, -1)
+        rows = rows.repeat_interleave(len(weight) // layer.groups, dim=0)
     else:
-        weight.mul_(factor.reshape(-1, *[1] * (weight.ndim - 1)).to(weight))
+        rows = factor[:, None]
+    weight.mul_(rows.reshape(*rows.shape, *[1] * (weight.ndim - 2)).to(weight))
