@@ -43,12 +43,12 @@ def checked_trainer(trainer: Any, alpha: Any, propagation: Any) -> Trainer:
             f"trainer must be one of {list(TRAINERS)} or an object of one of {classes}; got "
             f"{trainer!r}."
         )
-    if alpha is not None and trainer != "gradient":
-        raise ValueError(
-            f"alpha={alpha!r} is a shortcut for trainer='gradient', but trainer is {trainer!r}. "
-            f"Pass trainer='gradient', or set it there: GradientTrainer(alpha={alpha!r})."
-        )
-    if trainer == "gradient" and alpha is not None:
+    if alpha is not None:
+        if trainer not in ("auto", "gradient"):
+            raise ValueError(
+                f"alpha={alpha!r} asks for the gradient trainer, but trainer is {trainer!r}. Leave "
+                f"trainer out, or pass trainer=GradientTrainer(alpha={alpha!r})."
+            )
         trainer = GradientTrainer(alpha=alpha)
     elif named:
         trainer = TRAINERS[trainer]()

@@ -39,7 +39,7 @@ class FeatureBackpropRegressor(RegressorMixin, FeatureBackpropBase):
         polish by gradients, each if held-out data says so), :class:`ClosedFormTrainer`, or
         :class:`GradientTrainer`, the published way.
     alpha : float, default=None
-        With ``trainer="gradient"``: shortcut for ``GradientTrainer(alpha=alpha)``.
+        Shortcut for ``trainer=GradientTrainer(alpha=alpha)``.
     solver : {"auto", "direct", "lsqr", "torch"}, default="auto"
         Least-squares solver of affine layers.
     damping : "auto" or float, default="auto"

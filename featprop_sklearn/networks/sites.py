@@ -38,7 +38,7 @@ class Site:
     Attributes
     ----------
     name : str
-        Path of the layer in the network.
+        The stage's name, with the layer's path inside of it.
     stage : int
         Index of the stage that is or holds it.
     layer : nn.Module

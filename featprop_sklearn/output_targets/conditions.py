@@ -59,7 +59,7 @@ class Conditions:
         -------
         Tensor of shape (n_samples, n_outputs)
         """
-        logits = self.to_logits(output.reshape(len(output), -1))
+        logits = self.to_logits(output[:, None] if output.ndim == 1 else output)
         return self._values(logits) - self.bounds
 
     def violation(self, slack: Tensor) -> Tensor:

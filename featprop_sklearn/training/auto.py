@@ -28,6 +28,8 @@ BATCH_LIMITS = (32, 256)
 #: steps at least, on few rows, and at most, on many, where that leaves enough epochs
 STEP_LIMITS = (300, 600)
 LEAST_EPOCHS = 10
+#: steps at least where all rows are one batch
+WHOLE_BATCH_STEPS = 100
 #: rows from which a trial is cut short; on fewer, a short one would not show overfitting
 SHORT_TRIALS_FROM = 500
 
@@ -172,7 +174,7 @@ class AutoTrainer(BaseEstimator):
         return self.closed_form
 
     def _polishes(self, task: str) -> list[GradientTrainer]:
-        if isinstance(self.polish, Sequence):
+        if isinstance(self.polish, Sequence) and not isinstance(self.polish, str):
             return list(self.polish)
         if self.polish is not None:
             return [self.polish]
@@ -254,7 +256,7 @@ class _Steps:
 
     def _batch_norm(self, own: Component) -> None:
         size = len(own.data) if self.batch_size == -1 else self.batch_size
-        reestimate_batch_norm(own.network(), own.data.inputs, size)
+        reestimate_batch_norm(own.network(), own.data.inputs, size, own.data.weights)
 
     def _sweep(self, own: Component, *, trial: bool = False) -> None:
         if self.interrupted:
@@ -280,7 +282,7 @@ class _Steps:
     def _lengths(self, n_samples: int, epochs: int) -> tuple[int, int]:
         """Rows a batch, and epochs."""
         if self.batch_size == -1 or not epochs:
-            return -1, epochs
+            return -1, epochs and max(epochs, WHOLE_BATCH_STEPS)
         low, high = BATCH_LIMITS
         size = min(max(-(-n_samples // BATCHES_AN_EPOCH), low), high, n_samples)
         an_epoch = -(-n_samples // size)

@@ -251,7 +251,8 @@ class _Sweeper:
 
     def _sweep(self, first: bool) -> dict[str, float]:
         if first:
-            wake_dead_units(self.own.stages, self.own.data.inputs, self.batch_size)
+            data = self.own.data
+            wake_dead_units(self.own.stages, data.inputs, self.batch_size, weights=data.weights)
             self._refit_head()
         ridges = {}
         self._follow_logits()

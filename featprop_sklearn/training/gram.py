@@ -11,9 +11,13 @@ from torch import Tensor
 __all__ = ["GramSums", "solve_ridge"]
 
 #: λ tried by cross-validation, in units of the largest eigenvalue of the Gram matrix
-RIDGES = np.logspace(-8, 2, 21)
+RIDGES = np.logspace(-6, 2, 17)
 #: generalised cross-validation says nothing where the model can interpolate
 MOST_FREEDOM = 0.98
+#: share of Σ‖r‖² below which an RSS, a difference of sums, is rounding
+PRECISION = 1e-10
+#: scores of cross-validation this near to the least say nothing
+TIE = 1e-3
 
 
 @dataclass
@@ -99,17 +103,18 @@ def solve_ridge(sums: GramSums, ridge: float | str = "auto") -> tuple[Tensor, fl
     if ridge != "auto":
         return _coefficients(values, vectors, projected, float(ridge) * largest), float(ridge)
     energy = projected.square().sum(dim=2)
-    best = (np.inf, float(RIDGES[-1]))
+    scores = []
     for candidate in RIDGES:
         shrunk = values + candidate * largest
         # RSS = Σ‖r‖² − Σ energy (s + 2λ)/(s + λ)², in the eigenbasis of the Gram matrix
         explained = energy * (values + 2 * candidate * largest) / shrunk.square()
-        rss = float((sums.square - explained.sum(dim=1)).clamp_min(0).sum())
+        rss = float((sums.square - explained.sum(dim=1)).clamp_min(PRECISION * sums.square).sum())
         freedom = float((values / shrunk).sum(dim=1).mean())
-        if freedom < MOST_FREEDOM * sums.n_samples:
-            score = rss / (1 - freedom / sums.n_samples) ** 2
-            best = min(best, (score, float(candidate)))
-    return _coefficients(values, vectors, projected, best[1] * largest), best[1]
+        usable = freedom < MOST_FREEDOM * sums.n_samples
+        scores.append(rss / (1 - freedom / sums.n_samples) ** 2 if usable else np.inf)
+    # of strengths that are as good as equal the greatest: rounding must not choose
+    best = float(RIDGES[np.flatnonzero(np.array(scores) <= (1 + TIE) * min(scores))[-1]])
+    return _coefficients(values, vectors, projected, best * largest), best
 
 
 def _says_something(sums: GramSums) -> bool:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from featprop_sklearn.data import batches
 from featprop_sklearn.networks import Chain, affine_sites
+from featprop_sklearn.training.batch_norm import Moments
 
 __all__ = ["wake_dead_units"]
 
@@ -56,7 +57,7 @@ def wake_dead_units(
             after = following(before)
             units.add(_by_unit(layer, before), _by_unit(layer, after), weights[rows])
         dead = units.dead()
-        _standardise(layer, dead, units)
+        _standardise(layer, dead, units.moments)
         woken += int(dead.sum())
     return woken
 
@@ -66,53 +67,35 @@ def _is_flat(following: Chain) -> bool:
 
 
 def _by_unit(layer: nn.Module, values: Tensor) -> Tensor:
-    """Arrange as (n_samples, n_positions, n_units)."""
-    axis = -1 if isinstance(layer, nn.Linear) else 1
-    rows = values.movedim(axis, -1)
-    return rows.reshape(len(rows), -1, rows.shape[-1])
+    """Arrange as (n_samples, n_units, n_positions)."""
+    rows = values.movedim(-1 if isinstance(layer, nn.Linear) else 1, 1)
+    return rows.reshape(*rows.shape[:2], -1)
 
 
 class _Units:
     """Moments of each unit before its activation, and the range of what comes after it."""
 
     def __init__(self) -> None:
-        self.weight = 0.0
-        self.mean = self.variance = torch.zeros(())
-        self.largest = self.low = self.high = torch.zeros(())
-        self.eps = 0.0
+        self.moments = Moments()
+        #: a batch each: lowest and highest output, largest input
+        self.extremes: list[tuple[Tensor, Tensor, Tensor]] = []
 
     def add(self, before: Tensor, after: Tensor, weights: Tensor) -> None:
-        """Take a batch into account (Chan, Golub, LeVeque 1983, doi:10.1080/00031305.1983.10483115)."""
-        extremes = after.amin(dim=(0, 1)), after.amax(dim=(0, 1)), before.abs().amax(dim=(0, 1))
-        if not self.weight:
-            self.eps = torch.finfo(before.dtype).eps
-            self.low, self.high, self.largest = extremes
-        self.low = torch.minimum(self.low, extremes[0])
-        self.high = torch.maximum(self.high, extremes[1])
-        self.largest = torch.maximum(self.largest, extremes[2])
-        before, share = before.double(), weights.double() / weights.double().sum()
-        mean = share @ before.mean(dim=1)
-        variance = share @ (before - mean).square().mean(dim=1)
-        total = self.weight + float(weights.double().sum())
-        new = 1 - self.weight / total
-        step = mean - self.mean
-        self.mean = self.mean + new * step
-        self.variance = self.variance + new * (variance - self.variance)
-        self.variance = self.variance + new * (1 - new) * step.square()
-        self.weight = total
-
-    def deviation(self) -> Tensor:
-        return self.variance.sqrt()
+        self.moments.add(before, weights)
+        over = (0, 2)
+        self.extremes.append((after.amin(over), after.amax(over), before.abs().amax(over)))
 
     def dead(self) -> Tensor:
         """Return which units are silent though their input varies, by more than rounding."""
-        varies = self.deviation() > 10 * self.eps * self.largest
-        return (self.low == self.high) & varies
+        low, high, largest = map(torch.stack, zip(*self.extremes, strict=True))
+        rounding = 10 * torch.finfo(low.dtype).eps * largest.amax(dim=0)
+        varies = self.moments.variance.sqrt() > rounding
+        return (low.amin(dim=0) == high.amax(dim=0)) & varies
 
 
-def _standardise(layer: Any, dead: Tensor, units: _Units) -> None:
-    factor = torch.where(dead, 1 / units.deviation(), 1.0)
-    shift = torch.where(dead, units.mean, 0.0)
+def _standardise(layer: Any, dead: Tensor, moments: Moments) -> None:
+    factor = torch.where(dead, moments.variance.rsqrt(), 1.0)
+    shift = torch.where(dead, moments.mean, 0.0)
     layer.bias.copy_((layer.bias.double() - shift) * factor)
     weight = layer.weight
     if isinstance(layer, nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d):

@@ -11,6 +11,8 @@ from torch import nn
 from torch.utils.data import TensorDataset
 
 from featprop_sklearn import (
+    AutoTrainer,
+    ClosedFormTrainer,
     FeatureBackpropClassifier,
     FeatureBackpropRegressor,
     GradientTrainer,
@@ -35,17 +37,67 @@ class Detached(nn.Module):
         ({"split": 7}, ValueError, r"split=7 is out of range: the network has 3 split points"),
         ({"split": np.array(["x", "y"])}, ValueError, r"split='x' is not a split point"),
         ({"split": []}, TypeError, r"split must be a name, an index, a non-empty list"),
-        ({"propagation": "joint"}, ValueError, r"propagation must be one of \['layerwise'"),
+        (
+            {"propagation": "newton"},
+            ValueError,
+            r"propagation must be one of \['joint', 'layerwise'",
+        ),
         ({"output_target": "far"}, ValueError, r"output_target must be one of .*'far'"),
         ({"margin": -1.0}, ValueError, r"margin must be .*-1"),
         ({"target_step": 0}, ValueError, r"target_step must be a number in \(0, 1\]"),
-        ({"trainer": "adam"}, ValueError, r"trainer must be 'gradient' or a GradientTrainer"),
-        ({"trainer": 3}, TypeError, r"trainer must be 'gradient' or a GradientTrainer; got 3"),
+        (
+            {"trainer": "adam"},
+            ValueError,
+            r"trainer must be one of \['auto', 'closed_form', .*got 'adam'",
+        ),
+        ({"trainer": 3}, TypeError, r"an object of one of AutoTrainer, .*; got 3\."),
         ({"alpha": -0.1}, ValueError, r"alpha must be a number >= 0; got -0.1"),
         (
             {"trainer": GradientTrainer(), "alpha": 0.1},
             ValueError,
-            r"alpha=0.1 is a shortcut for trainer='gradient'; with a trainer object",
+            r"alpha=0.1 asks for the gradient trainer, but trainer is GradientTrainer",
+        ),
+        (
+            {"trainer": "closed_form", "alpha": 0.1},
+            ValueError,
+            r"alpha=0.1 asks for the gradient trainer, but trainer is 'closed_form'",
+        ),
+        (
+            {"propagation": "layerwise"},
+            ValueError,
+            r"propagation='layerwise' cannot be used with AutoTrainer",
+        ),
+        ({"trainer": ClosedFormTrainer(sweeps=-1)}, ValueError, r"sweeps must be .* got -1"),
+        ({"trainer": ClosedFormTrainer(ridge="gcv")}, ValueError, r"ridge must be 'auto' or .*gcv"),
+        ({"trainer": ClosedFormTrainer(C=0)}, ValueError, r"C must be a number > 0; got 0"),
+        ({"trainer": ClosedFormTrainer(multiples=())}, ValueError, r"multiples must hold at least"),
+        ({"trainer": ClosedFormTrainer(multiples=3)}, ValueError, r"multiples must be a sequence"),
+        ({"trainer": ClosedFormTrainer(tol=-1)}, ValueError, r"tol must be a number >= 0; got -1"),
+        (
+            {"trainer": AutoTrainer(closed_form=3)},
+            TypeError,
+            r"closed_form must be None or .*got 3",
+        ),
+        (
+            {"trainer": AutoTrainer(polish="adam")},
+            TypeError,
+            r"polish must be None or .*got 'adam'",
+        ),
+        ({"trainer": AutoTrainer(trial_epochs=0)}, ValueError, r"trial_epochs must be .* got 0"),
+        (
+            {"trainer": AutoTrainer(polish=GradientTrainer(alpha=0.1))},
+            ValueError,
+            r"polish trains on the labels alone: its alpha must be 0",
+        ),
+        (
+            {"trainer": GradientTrainer(schedule="cosine")},
+            ValueError,
+            r"schedule must be one of \['constant', 'one_cycle'\]; got 'cosine'",
+        ),
+        (
+            {"trainer": GradientTrainer(label_smoothing=1)},
+            ValueError,
+            r"label_smoothing must be .* < 1; got 1",
         ),
         ({"trainer": GradientTrainer(lr=-1)}, ValueError, r"lr must be a number >= 0; got -1"),
         ({"trainer": GradientTrainer(ema_decay=1)}, ValueError, r"ema_decay must be .* < 1; got 1"),
@@ -193,7 +245,7 @@ def test_values_that_are_not_numbers_in_feature_targets():
 
 def test_the_trainer_has_to_be_an_object_before_its_parameters_are_set(mlp):
     classifier = FeatureBackpropClassifier(mlp)
-    with pytest.raises(ValueError, match=r"trainer__lr cannot be set .*GradientTrainer\(\) first"):
+    with pytest.raises(ValueError, match=r"trainer__lr cannot be set .*Pass an object first: Grad"):
         classifier.set_params(trainer__lr=0.1)
     classifier.set_params(trainer=GradientTrainer(), trainer__lr=0.1)
     assert classifier.trainer.lr == 0.1

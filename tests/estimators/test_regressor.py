@@ -54,9 +54,9 @@ def test_targets_at_the_output_are_the_values(diabetes, mlp):
     assert regressor.report_["reached"] == 1.0
     table = feature_gap(regressor, X, y)
     assert list(table.index) == ["hidden1", "relu1", "output"]
-    # one output from 16 features: a layer that shrinks is inverted exactly
+    # one output from 16 features: a linear tail takes one step, to within its regularisation
     assert table.loc["relu1", "reached"] == 1.0
-    assert table.loc["relu1", "residual"] < 1e-12
+    assert table.loc["relu1", "residual"] < 1e-5
 
 
 def test_half_a_step(diabetes, mlp):

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.linear_model import Ridge
 
-from featprop_sklearn.training.gram import MOST_FREEDOM, RIDGES, GramSums, solve_ridge
+from featprop_sklearn.training.gram import MOST_FREEDOM, PRECISION, RIDGES, TIE, GramSums, solve_ridge
 
 
 def data(groups=1, n_samples=30, positions=2, coefficients=5, outputs=3, seed=0, noise=1.0):
@@ -35,7 +35,7 @@ def gcv(cases, ridge, n_samples):
     rss, freedom = 0.0, []
     for a, r in cases:
         hat = a @ np.linalg.solve(a.T @ a + ridge * np.eye(a.shape[1]), a.T)
-        rss += np.square(r - hat @ r).sum()
+        rss += max(np.square(r - hat @ r).sum(), PRECISION * np.square(r).sum())
         freedom.append(np.trace(hat))
     freedom = np.mean(freedom)
     return rss / (1 - freedom / n_samples) ** 2 if freedom < MOST_FREEDOM * n_samples else np.inf
@@ -92,7 +92,9 @@ def test_the_ridge_is_that_of_generalised_cross_validation(
     cases = [stacked(rows, residual, weights, group) for group in range(groups)]
     scale, n = largest_eigenvalue(cases), float(weights.sum())
     scores = {candidate: gcv(cases, candidate * scale, n) for candidate in RIDGES}
-    assert scores[ridge] <= min(scores.values()) * (1 + 1e-6)
+    limit = (1 + TIE) * min(scores.values())
+    assert scores[ridge] <= limit * (1 + 1e-6)
+    assert all(scores[stronger] > limit * (1 - 1e-6) for stronger in RIDGES[RIDGES > ridge])
     for (a, r), mine in zip(cases, found, strict=True):
         gram = a.T @ a + ridge * scale * np.eye(coefficients)
         np.testing.assert_allclose(mine, np.linalg.solve(gram, a.T @ r), rtol=1e-5, atol=1e-8)
