@@ -18,6 +18,7 @@ def _switched_on(variable):
 extensions = [
     "sphinx.ext.autosummary",
     "sphinx.ext.mathjax",
+    "myst_parser",  # the pages that the benchmarks write
     "numpydoc",
     "sphinx_gallery.gen_gallery",
 ]

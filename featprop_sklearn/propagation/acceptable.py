@@ -41,6 +41,11 @@ AIM = 1e-4
 #: linearisations joined at a kink, and how far towards the failed step the next one is taken
 KINKS = 5
 BISECTIONS = 6
+#: random points whose derivatives are averaged, how far away, how far to go, how often
+POINTS = 8
+SPREADS = (0.5, 1.0, 2.0, 4.0)
+LONG = 4.0
+WANDERINGS = 3
 KINK_STEP = 0.1
 REFINEMENT_KINKS = 2
 #: a refinement must shorten e by this share
@@ -121,6 +126,11 @@ def nearest_acceptable(
         search.run(max_steps, refinements)
         if max_steps > 1:
             met = torch.nonzero(violation <= AIM * scale)[:, 0]
+            for _ in range(WANDERINGS):
+                if search.reached.all():
+                    break
+                search.wander()
+                search.run(max_steps // 2, refinements)
             search.borrow(feature[met], conditions[met])
             search.run(refinements, refinements)
         targets[rows] = search.target()
@@ -206,6 +216,41 @@ class _Search:
                 break
             left[live] -= self.reached[live].long()
             stalled[live] = ~self._step(live, KINKS if max_steps > 1 else 0)
+
+    def wander(self) -> None:
+        """Follow derivatives averaged over random points nearby, where no step helped.
+
+        Units that are off have no derivative; at some of the points they are on (gradient
+        sampling: Burke, Lewis, Overton 2005, doi:10.1137/030601296).
+        """
+        generator = torch.Generator(device=self.moved.device).manual_seed(0)
+        flat = self.feature.flatten(1)
+        for spread in SPREADS:
+            lost = torch.nonzero(~self.reached)[:, 0]
+            if not len(lost):
+                return
+            size = spread * flat[lost].square().mean(dim=1, keepdim=True).sqrt()
+            chosen, used = self._choose(lost, self.slack[lost])
+            jacobian = torch.zeros((), dtype=torch.float64, device=flat.device)
+            for _ in range(POINTS):
+                noise = torch.randn(
+                    self.moved[lost].shape,
+                    generator=generator,
+                    dtype=self.moved.dtype,
+                    device=flat.device,
+                )
+                point = self._linearise(lost, self.moved[lost] + size * noise, chosen)
+                jacobian = jacobian + point.jacobian / POINTS
+            now = self.moved[lost].double()
+            slack = torch.where(used, -self.slack[lost].gather(1, chosen), -torch.inf)
+            allowed = self._range(lost)
+            step, _ = least_norm(
+                jacobian,
+                slack,
+                equality=self.conditions.equality,
+                allowed=None if allowed is None else (allowed[0] - now, allowed[1] - now),
+            )
+            self._search_line(lost, self._in_range(lost, now + LONG * step))
 
     def borrow(self, features: Tensor, conditions: Conditions) -> None:
         """Start afresh where nothing helped, from another sample's feature of the same label.
@@ -317,13 +362,17 @@ class _Search:
         dead = here.jacobian.norm(dim=2) == 0
         self.blocked[live] = (violated & dead).any(dim=1)
 
-    def _linearise(self, live: Tensor, moved: Tensor) -> _Linearised:
+    def _linearise(self, live: Tensor, moved: Tensor, chosen: Tensor | None = None) -> _Linearised:
         """Take first-order conditions at a point: J e >= J e_point − slack_point."""
         with torch.enable_grad():
             point = self._features(live, moved).requires_grad_()
             values = self.conditions[live].slack(self.tail(point, self.rows[live]))
-            chosen, used = self._choose(live, values.detach())
-            columns = values.gather(1, chosen)
+            if chosen is None:
+                chosen, used = self._choose(live, values.detach())
+            else:
+                used = torch.ones_like(chosen, dtype=torch.bool)
+            # what the outputs do not depend on, or hide from autograd, has derivative 0
+            columns = values.gather(1, chosen) + 0 * point.flatten(1).sum(dim=1, keepdim=True)
             count = chosen.shape[1]
             rows = [
                 torch.autograd.grad(columns[:, k].sum(), point, retain_graph=k + 1 < count)[0]
@@ -356,7 +405,7 @@ class _Search:
         for _ in range(MAX_HALVINGS):
             rows = live[pending]
             now = start[pending]
-            trial = now + (share * (step[pending] - now)).to(now)
+            trial = self._in_range(rows, now + (share * (step[pending] - now)).to(now))
             slack = self._slack(rows, trial)
             violation = self.conditions[rows].violation(slack)
             shorter = trial.norm(dim=1) < (1 - SHORTER) * now.norm(dim=1)
@@ -375,6 +424,12 @@ class _Search:
                 break
             share /= 2
         return moved
+
+    def _in_range(self, live: Tensor, moved: Tensor) -> Tensor:
+        allowed = self._range(live)
+        if allowed is None:
+            return moved
+        return torch.minimum(torch.maximum(moved, allowed[0].to(moved)), allowed[1].to(moved))
 
     def _range(self, live: Tensor) -> Range | None:
         return None if self.allowed is None else (self.allowed[0][live], self.allowed[1][live])

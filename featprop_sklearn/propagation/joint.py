@@ -9,9 +9,13 @@ from torch import Tensor
 
 from featprop_sklearn.networks import Chain, output_ranges
 from featprop_sklearn.output_targets import OutputTargets
-from featprop_sklearn.propagation.acceptable import nearest_acceptable
+from featprop_sklearn.propagation.acceptable import Tail, nearest_acceptable
 
 __all__ = ["JointRule"]
+
+
+def _tail(after: Chain) -> Tail:
+    return lambda value, rows: after(value)
 
 
 class JointRule:
@@ -78,7 +82,7 @@ class JointRule:
                 targets[split] = wanted
                 continue
             found = nearest_acceptable(
-                lambda value, rows, after=after: after(value),
+                _tail(after),
                 features[at],
                 features[-1],
                 y,

@@ -50,9 +50,9 @@ class AutoTrainer(BaseEstimator):
         The sweeps; None is one sweep with margins of 8 times the spread of the logits.
     polish : GradientTrainer, sequence of them, or None, default=None
         Polishes to choose from on held-out data: the first, unless a later one is better
-        beyond chance. They train on the labels alone, so ``alpha`` must be 0. None is AdamW with one cycle of the
-        learning rate: for classes up to 2e-2 with weight decay 0.2 and label smoothing 0.1,
-        for values up to 1e-2 with weight decay 4 or 1.
+        beyond chance. They train on the labels alone, so ``alpha`` must be 0. None is AdamW
+        with one cycle of the learning rate: for classes up to 2e-2 with weight decay 0.2 and
+        label smoothing 0.1, for values up to 1e-2 with weight decay 4 or 1.
     trial_epochs : int, default=8
         Epochs of a polish while it is tried.
 

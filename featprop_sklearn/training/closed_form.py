@@ -148,7 +148,7 @@ class ClosedFormTrainer(BaseEstimator):
         """
         self.check()
         follows = component.output_targets.multiple is not None
-        multiples = list(self.multiples) if follows else [None]
+        multiples: list[float | None] = list(self.multiples) if follows else [None]
         if component.validation is None:
             multiples = [3.0 if 3.0 in multiples else multiples[0]]
         best: tuple[float, _Sweeper] | None = None
@@ -198,7 +198,7 @@ class ClosedFormTrainer(BaseEstimator):
             seen[site.name] = (base, sums)
             change, _ = solve_ridge(sums, self.ridge)
             add_to_weights(site.layer, base + change - present)
-        entry = {"sweep": 1, "seconds": time.perf_counter() - started}
+        entry: dict[str, Any] = {"sweep": 1, "seconds": time.perf_counter() - started}
         return TrainingResult(sweeper.network.states(), [{"split": component.split, **entry}])
 
 

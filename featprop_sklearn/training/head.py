@@ -81,10 +81,12 @@ def refit_head(
     C : float
         Inverse strength of the penalty, on standardised features.
     """
-    rows, w = to_array(features, np.float64), to_array(weights, np.float64)
+    # one copy of the features, worked on in place: all else here is small
+    rows, w = np.array(to_array(features), dtype=np.float64), to_array(weights, np.float64)
     if not np.isfinite(rows).all():
         return
-    rows, mean, scale = _standardised(rows, w, layer.bias is not None, features.dtype)
+    precision = torch.finfo(features.dtype).eps
+    mean, scale = _standardise(rows, w, centre=layer.bias is not None, precision=precision)
     new_weight, new_bias = to_array(layer.weight, np.float64).copy(), _bias(layer)
     for index, labels in _problems(to_array(y), output_targets.task):
         classes = np.unique(labels)
@@ -117,19 +119,19 @@ def _bias(layer: nn.Linear) -> NDArray:
     return to_array(layer.bias, np.float64).copy()
 
 
-def _standardised(
-    rows: NDArray, weights: NDArray, centred: bool, dtype: torch.dtype
-) -> tuple[NDArray, NDArray, NDArray]:
-    """Give features mean 0, if a bias can make up for it, and size 1; constant ones stay."""
+def _standardise(
+    rows: NDArray, weights: NDArray, *, centre: bool, precision: float
+) -> tuple[NDArray, NDArray]:
+    """Give features mean 0, if a bias can make up for it, and size 1, in place."""
     share = weights / weights.sum()
-    mean = share @ rows if centred else np.zeros(rows.shape[1])
-    largest = np.abs(rows).max(axis=0)
-    rows = rows - mean
-    scale = np.sqrt(share @ np.square(rows))
+    largest = np.maximum(rows.max(axis=0), -rows.min(axis=0))
+    mean = share @ rows if centre else np.zeros(rows.shape[1])
+    rows -= mean
+    scale = np.sqrt(np.einsum("i,ij,ij->j", share, rows, rows))
     # rounding is no information, and standardised it would get enormous weights
-    scale[scale <= torch.finfo(dtype).eps ** 0.75 * largest] = 1.0
+    scale[scale <= precision**0.75 * largest] = 1.0
     rows /= scale
-    return rows, mean, scale
+    return mean, scale
 
 
 def _problems(y: NDArray, task: str) -> Iterator[tuple[int, NDArray]]:

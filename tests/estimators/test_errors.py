@@ -71,7 +71,7 @@ class Detached(nn.Module):
         ({"trainer": ClosedFormTrainer(ridge="gcv")}, ValueError, r"ridge must be 'auto' or .*gcv"),
         ({"trainer": ClosedFormTrainer(C=0)}, ValueError, r"C must be a number > 0; got 0"),
         ({"trainer": ClosedFormTrainer(multiples=())}, ValueError, r"multiples must hold at least"),
-        ({"trainer": ClosedFormTrainer(multiples=3)}, ValueError, r"multiples must be a sequence"),
+        ({"trainer": ClosedFormTrainer(multiples=3)}, ValueError, r"multiples must be a seq"),
         ({"trainer": ClosedFormTrainer(tol=-1)}, ValueError, r"tol must be a number >= 0; got -1"),
         (
             {"trainer": AutoTrainer(closed_form=3)},
@@ -145,7 +145,12 @@ class Detached(nn.Module):
             r"must return one row of outputs per sample.*\(n_samples, 1, 3\)",
         ),
         (
-            {"module": nn.Sequential(nn.Linear(4, 3), Detached(), nn.Linear(3, 3)), "split": "0"},
+            {
+                "module": nn.Sequential(nn.Linear(4, 3), Detached(), nn.Linear(3, 3)),
+                "split": "0",
+                "propagation": "layerwise",
+                "trainer": "gradient",
+            },
             UnsupportedLayerError,
             r"Stage '1': Detached cannot be inverted.*register_inverter\(Detached",
         ),

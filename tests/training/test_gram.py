@@ -7,7 +7,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.linear_model import Ridge
 
-from featprop_sklearn.training.gram import MOST_FREEDOM, PRECISION, RIDGES, TIE, GramSums, solve_ridge
+from featprop_sklearn.training.gram import (
+    MOST_FREEDOM,
+    PRECISION,
+    RIDGES,
+    TIE,
+    GramSums,
+    solve_ridge,
+)
 
 
 def data(groups=1, n_samples=30, positions=2, coefficients=5, outputs=3, seed=0, noise=1.0):
@@ -94,7 +101,7 @@ def test_the_ridge_is_that_of_generalised_cross_validation(
     scores = {candidate: gcv(cases, candidate * scale, n) for candidate in RIDGES}
     limit = (1 + TIE) * min(scores.values())
     assert scores[ridge] <= limit * (1 + 1e-6)
-    assert all(scores[stronger] > limit * (1 - 1e-6) for stronger in RIDGES[RIDGES > ridge])
+    assert all(scores[stronger] > limit * (1 - 1e-6) for stronger in RIDGES[ridge < RIDGES])
     for (a, r), mine in zip(cases, found, strict=True):
         gram = a.T @ a + ridge * scale * np.eye(coefficients)
         np.testing.assert_allclose(mine, np.linalg.solve(gram, a.T @ r), rtol=1e-5, atol=1e-8)
