@@ -196,7 +196,7 @@ class ClosedFormTrainer(BaseEstimator):
             new = sweeper.sums(site).shifted(base - present)
             sums = new if sums is None else sums + new
             seen[site.name] = (base, sums)
-            change, _ = solve_ridge(sums, self.ridge)
+            change = solve_ridge(sums, self.ridge)[0]
             add_to_weights(site.layer, base + change - present)
         entry: dict[str, Any] = {"sweep": 1, "seconds": time.perf_counter() - started}
         return TrainingResult(sweeper.network.states(), [{"split": component.split, **entry}])
