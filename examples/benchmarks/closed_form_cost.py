@@ -3,8 +3,8 @@
 One sweep over a small CNN (two convolutions, two linear layers), up to the last hidden layer
 and up to the output. The time is the processor's, on one thread; the memory is the highest
 that a fresh process reached, less what it had reached with the data loaded. That is measured
-twice: as things are, and with an allocator that gives freed memory back at once. What the first
-has more is not in use; it differs from run to run.
+twice: with an allocator that gives freed memory back at once (in use), and as things are (held).
+What is held, but not in use, differs from run to run.
 
     python examples/benchmarks/closed_form_cost.py
     python examples/benchmarks/closed_form_cost.py --sizes 1000 10000 --runs 5 --output cost.md
@@ -118,7 +118,7 @@ def table(measured: pd.DataFrame) -> pd.DataFrame:
             "MB in use": in_use.map("{:.1f}".format),
             "memory ratio": (in_use / in_use.iloc[0]).map("{:.2f}".format),
             "MB per 1000 more": more.map("{:.3f}".format).replace("nan", ""),
-            "MB as things are": found["memory"].map("{:.1f}".format),
+            "MB held": found["memory"].map("{:.1f}".format),
         }
         parts.append(pd.DataFrame(columns))
     return pd.concat(parts)
@@ -147,6 +147,7 @@ def run(sizes: Sequence[int], runs: int) -> pd.DataFrame:
             for split in SPLITS:
                 found = measure_apart(split, n_samples, seed)
                 rows.append({"split": split, "samples": n_samples, **found})
+                print(rows[-1], file=sys.stderr)
     return pd.DataFrame(rows)
 
 

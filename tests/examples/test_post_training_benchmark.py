@@ -307,7 +307,18 @@ WINE = "wine-rotated-mlp"
 def run(benchmark, tmp_path):
     def run(*options, methods=("as_it_is", "adamw")):
         paths = ["--results", str(tmp_path / "results"), "--page", str(tmp_path / "page.md")]
-        chosen = ["--settings", WINE, "--seeds", "1", "--jobs", "1", "--methods", *methods]
+        chosen = [
+            "--settings",
+            WINE,
+            "--seeds",
+            "1",
+            "--first-seed",
+            "0",
+            "--jobs",
+            "1",
+            "--methods",
+            *methods,
+        ]
         return benchmark.main([*paths, *chosen, *options])
 
     run.file = tmp_path / "results" / WINE / "seed_0.json"
