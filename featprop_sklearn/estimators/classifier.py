@@ -30,9 +30,9 @@ class FeatureBackpropClassifier(ClassifierMixin, FeatureBackpropBase):
     """Post-train a pretrained classifier network by sending targets backwards through it.
 
     The label becomes a wanted output, the wanted output a wanted feature at a chosen
-    split, layer by layer from the end (each step a projection, a linear system or a
-    least-squares problem). The stages up to the split are then trained on label and
-    feature target together; the stages after it stay frozen. The network that is passed
+    split (each step a projection, a linear system or a least-squares problem). The stages
+    up to the split are then trained towards it, in closed form or by gradients; the stages
+    after it stay frozen. The network that is passed
     in is never changed: ``module_`` is a post-trained copy in eval mode.
 
     Parameters
@@ -209,7 +209,10 @@ class FeatureBackpropClassifier(ClassifierMixin, FeatureBackpropBase):
         classes: ArrayLike | None = None,
         sample_weight: ArrayLike | None = None,
     ) -> Self:
-        """Train one epoch on a chunk of the data; the first chunk sets the network up.
+        """Train on a chunk of the data; the first chunk sets the network up.
+
+        "gradient" runs one epoch; the other trainers refit every layer in closed form to this
+        chunk and all earlier ones.
 
         ``history_`` and ``n_iter_`` go on from chunk to chunk, ``report_`` is the chunk's.
 

@@ -160,7 +160,10 @@ class FeatureBackpropRegressor(RegressorMixin, FeatureBackpropBase):
     def partial_fit(
         self, X: ArrayLike, y: ArrayLike, sample_weight: ArrayLike | None = None
     ) -> Self:
-        """Train one epoch on a chunk of the data; the first chunk sets the network up.
+        """Train on a chunk of the data; the first chunk sets the network up.
+
+        "gradient" runs one epoch; the other trainers refit every layer in closed form to this
+        chunk and all earlier ones.
 
         ``history_`` and ``n_iter_`` go on from chunk to chunk, ``report_`` is the chunk's.
 
