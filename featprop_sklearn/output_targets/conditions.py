@@ -40,6 +40,11 @@ class Conditions:
         """Whether slacks must be zero, not only >= 0."""
         return self.kind == "equal"
 
+    @property
+    def labels(self) -> Tensor:
+        """Rows that are equal where the same output is wanted, of shape (n_samples, n_labels)."""
+        return self.bounds if self.equality else self.y if self.y.ndim == 2 else self.y[:, None]
+
     def __getitem__(self, rows: Any) -> Conditions:
         """Select samples."""
         return replace(self, y=self.y[rows], bounds=self.bounds[rows])

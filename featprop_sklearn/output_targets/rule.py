@@ -211,7 +211,7 @@ class OutputTargets:
         return near & torch.isfinite(logits).all(1)
 
     @torch.no_grad()
-    def conditions(self, output: Tensor, y: Tensor, slack: float = 0.0) -> Conditions:
+    def conditions(self, output: Tensor, y: Tensor) -> Conditions:
         """T(y) as conditions on the logits, with ``step`` taken from the present outputs.
 
         With ``step`` below 1 each unmet condition asks for that share of the way alone.
@@ -220,8 +220,6 @@ class OutputTargets:
         ----------
         output, y
             As for :meth:`wanted`.
-        slack : float, default=0.0
-            Asked beyond the margin, in units of each sample's largest absolute logit.
 
         Returns
         -------
@@ -230,7 +228,6 @@ class OutputTargets:
         """
         columns, y = self._align(output, y)
         logits = self.head.to_logits(columns)
-        extra = slack * logits.abs().amax(1, keepdim=True)
         if self.task == "regression" or self.rule == "one_hot":
             wanted = torch.lerp(logits, self._logit_target(logits, y), float(self.step))
             return Conditions("equal", y, wanted, self.head.to_logits)
@@ -239,7 +236,9 @@ class OutputTargets:
         else:
             kind, sides, required = "lead", y, self.margin
         now = Conditions(kind, sides, torch.zeros_like(logits), self.head.to_logits).slack(columns)
-        bounds = (now + float(self.step) * (required - now)).clamp_max(required) + extra
+        # where more is kept than required, the way would lead down
+        bounds = torch.lerp(now, torch.full_like(now, required), float(self.step))
+        bounds = bounds.clamp_max(required)
         if kind == "lead":
             bounds = bounds.scatter(1, y[:, None], -math.inf)
         return Conditions(kind, sides, bounds, self.head.to_logits)

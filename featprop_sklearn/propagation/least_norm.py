@@ -2,10 +2,10 @@
 
     min ½‖e‖²  subject to  J e >= b (or = b)  and  lower <= e <= upper
 
-Conditions are few (competitors of a label), coordinates many (a feature): the dual has one
-unknown a condition, and is solved by a projected Newton method (Bertsekas, "Projected Newton
-methods for optimization problems with simple constraints", 1982, doi:10.1137/0320018). For a
-given λ the best step is Jᵀλ, clipped to the range.
+Conditions are few (competitors of a label), coordinates many (a feature): the dual is solved,
+with one unknown λ a condition, and e is Jᵀλ clipped to the range. The dual is concave and
+piecewise quadratic. A Newton step maximises the present piece over λ >= 0, and goes as far that
+way as it leads up. Without a range there is one piece, and one step is exact.
 """
 
 from __future__ import annotations
@@ -13,13 +13,18 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from featprop_sklearn.propagation.quadratic import nonnegative_maximum
+
 __all__ = ["Range", "least_norm"]
 
-MAX_ITERATIONS = 50
-MAX_HALVINGS = 12
 #: conditions that contradict each other share the miss, as in a least-squares problem
 REGULARISATION = 1e-6
+#: the dual is solved where a step changes J e by less than this share of b
 TOLERANCE = 1e-9
+MAX_STEPS = 25
+MAX_BISECTIONS = 40
+#: numbers of J worked on at a time, in float64
+CHUNK = 2_000_000
 
 Range = tuple[Tensor, Tensor]
 
@@ -33,103 +38,115 @@ def least_norm(
     Parameters
     ----------
     jacobian : Tensor of shape (n_samples, n_conditions, n_coordinates)
-        J; a row of zeros is a condition that no step can serve, and is left out.
+        J. A row of zeros is a condition that no step can serve, and is left out, as is a row
+        that is not finite.
     bound : Tensor of shape (n_samples, n_conditions)
         b; −inf asks for nothing.
     equality : bool
         Whether J e = b is asked.
     allowed : tuple of two Tensors that broadcast to (n_samples, n_coordinates), optional
-        lower and upper.
+        lower and upper, which may be infinite.
 
     Returns
     -------
-    step : Tensor of shape (n_samples, n_coordinates), float64
-        e.
+    step : Tensor of shape (n_samples, n_coordinates)
+        e, in the dtype of J; found in float64.
     multipliers : Tensor of shape (n_samples, n_conditions), float64
         λ of the conditions scaled to rows of norm 1; zero where a condition does not bind.
     """
-    jacobian = jacobian.double()
-    norm = jacobian.norm(dim=2)
-    served = (norm > 0) & torch.isfinite(bound)
-    scale = torch.where(served, norm, torch.ones_like(norm))
-    jacobian = torch.where(served[..., None], jacobian / scale[..., None], 0.0)
-    bound = torch.where(served, bound.double() / scale, 0.0)
-    dual = _Dual(jacobian, bound, allowed)
-    multipliers = torch.zeros_like(bound)
-    value, gradient, hessian = dual.at(multipliers)
-    tolerance = TOLERANCE * bound.abs().amax(dim=1).clamp_min(1e-300)
-    for _ in range(MAX_ITERATIONS):
-        fixed = torch.zeros_like(served) if equality else (multipliers <= 0) & (gradient <= 0)
-        fixed = fixed | ~served
-        done = ((gradient.abs() <= tolerance[:, None]) | fixed).all(dim=1)
-        if done.all():
-            break
-        direction = _newton(hessian, gradient, fixed)
-        length = torch.ones_like(value)
-        new = multipliers
-        for _ in range(MAX_HALVINGS):
-            trial = multipliers + length[:, None] * direction
-            trial = trial if equality else trial.clamp_min(0)
-            better = ~done & (dual.value(trial) >= value)
-            new = torch.where(better[:, None], trial, new)
-            done = done | better
-            if done.all():
-                break
-            length = torch.where(better, length, length / 2)
-        if torch.equal(new, multipliers):
-            break
-        multipliers = new
-        value, gradient, hessian = dual.at(multipliers)
-    return dual.step(multipliers), multipliers
-
-
-def _newton(hessian: Tensor, gradient: Tensor, fixed: Tensor) -> Tensor:
-    """Solve for the free multipliers alone; the fixed ones do not move."""
-    free = ~fixed
-    eye = torch.eye(fixed.shape[1], dtype=hessian.dtype, device=hessian.device)
-    matrix = torch.where(free[:, :, None] & free[:, None, :], hessian, eye)
-    return torch.linalg.solve(matrix, torch.where(free, gradient, 0.0))
+    n_samples, n_conditions, n_coordinates = jacobian.shape
+    step = jacobian.new_zeros(n_samples, n_coordinates)
+    multipliers = jacobian.new_zeros(n_samples, n_conditions, dtype=torch.float64)
+    n_rows = max(CHUNK // max(n_conditions * n_coordinates, 1), 1)
+    if allowed is not None:
+        allowed = (allowed[0].expand_as(step), allowed[1].expand_as(step))
+    for rows in map(slice, range(0, n_samples, n_rows), range(n_rows, n_samples + n_rows, n_rows)):
+        part = None if allowed is None else (allowed[0][rows].double(), allowed[1][rows].double())
+        dual = _Dual.scaled(jacobian[rows].double(), bound[rows].double(), part)
+        multipliers[rows] = dual.maximise(equality)
+        step[rows] = dual.clip(dual.pull(multipliers[rows])).to(step)
+    return step, multipliers
 
 
 class _Dual:
-    """q(λ) = λᵀb − ½ρ‖λ‖² − max_e (λᵀJe − ½‖e‖²) over the allowed e: concave, smooth."""
+    """q(λ) = λᵀb − ½ρ‖λ‖² − max_e (λᵀJe − ½‖e‖²) over the allowed e."""
 
     def __init__(self, jacobian: Tensor, bound: Tensor, allowed: Range | None) -> None:
         self.jacobian = jacobian
         self.bound = bound
         self.allowed = allowed
-        self.gram = jacobian @ jacobian.mT
-        self.ridge = REGULARISATION * torch.eye(
-            bound.shape[1], dtype=bound.dtype, device=bound.device
-        )
 
-    def step(self, multipliers: Tensor) -> Tensor:
-        pulled = (multipliers[:, None, :] @ self.jacobian)[:, 0]
+    @classmethod
+    def scaled(cls, jacobian: Tensor, bound: Tensor, allowed: Range | None) -> _Dual:
+        norm = jacobian.norm(dim=2)
+        served = (norm > 0) & torch.isfinite(norm) & torch.isfinite(bound)
+        scale = torch.where(served, norm, 1.0)
+        jacobian = torch.where(served[..., None], jacobian / scale[..., None], 0.0)
+        return cls(jacobian, torch.where(served, bound / scale, 0.0), allowed)
+
+    def __getitem__(self, rows: Tensor) -> _Dual:
+        allowed = self.allowed and (self.allowed[0][rows], self.allowed[1][rows])
+        return _Dual(self.jacobian[rows], self.bound[rows], allowed)
+
+    def maximise(self, equality: bool) -> Tensor:
+        multipliers = found = torch.zeros_like(self.bound)
+        dual, live = self, torch.arange(len(found), device=found.device)
+        for _ in range(MAX_STEPS):
+            multipliers, change = dual.newton(multipliers, equality)
+            found[live] = multipliers
+            left = torch.nonzero(change > TOLERANCE * dual.bound.abs().amax(dim=1))[:, 0]
+            if dual.allowed is None or not len(left):
+                break
+            if len(left) < len(live):
+                dual, live, multipliers = dual[left], live[left], multipliers[left]
+        return found
+
+    def newton(self, multipliers: Tensor, equality: bool) -> tuple[Tensor, Tensor]:
+        """Go to the maximum of the present piece, and say by how much that changes J e."""
+        pulled = self.pull(multipliers)
+        step = self.clip(pulled)
+        free = self.jacobian * (pulled == step)[:, None]
+        hessian = free @ self.jacobian.mT
+        hessian.diagonal(dim1=1, dim2=2).add_(REGULARISATION)
+        gradient = self.bound - _times(self.jacobian, step) - REGULARISATION * multipliers
+        linear = gradient + _times(hessian, multipliers)
+        goal = (
+            torch.linalg.solve(hessian, linear)
+            if equality
+            else nonnegative_maximum(hessian, linear)
+        )
+        way = goal - multipliers
+        share = 1.0 if self.allowed is None else self.share(multipliers, way, pulled)
+        return multipliers + share * way, _times(hessian, way).abs().amax(dim=1)
+
+    def share(self, multipliers: Tensor, way: Tensor, pulled: Tensor) -> Tensor:
+        """Return how far to go: all the way, or to within half of the maximum on it."""
+        along = self.pull(way)
+        linear = (way * (self.bound - REGULARISATION * multipliers)).sum(dim=1, keepdim=True)
+        curved = REGULARISATION * way.square().sum(dim=1, keepdim=True)
+
+        def up(share: Tensor) -> Tensor:
+            step = self.clip(pulled + share * along)
+            return linear - share * curved >= (along * step).sum(dim=1, keepdim=True)
+
+        high = torch.ones_like(linear)
+        low = torch.where(up(high), high, 0.0)
+        for _ in range(MAX_BISECTIONS):
+            if (2 * low >= high).all():
+                break
+            middle = (low + high) / 2
+            rising = up(middle)
+            low, high = torch.where(rising, middle, low), torch.where(rising, high, middle)
+        return low
+
+    def pull(self, multipliers: Tensor) -> Tensor:
+        return _times(self.jacobian.mT, multipliers)
+
+    def clip(self, pulled: Tensor) -> Tensor:
         if self.allowed is None:
             return pulled
         return torch.minimum(torch.maximum(pulled, self.allowed[0]), self.allowed[1])
 
-    def value(self, multipliers: Tensor) -> Tensor:
-        size = REGULARISATION * multipliers.square().sum(1)
-        if self.allowed is None:
-            size = size + ((multipliers[:, None] @ self.gram)[:, 0] * multipliers).sum(1)
-        else:
-            pulled = (multipliers[:, None, :] @ self.jacobian)[:, 0]
-            step = torch.minimum(torch.maximum(pulled, self.allowed[0]), self.allowed[1])
-            size = size + (2 * pulled * step - step.square()).sum(1)
-        return (multipliers * self.bound).sum(1) - size / 2
 
-    def at(self, multipliers: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Value, gradient and (generalised) negative Hessian."""
-        ridge = REGULARISATION * multipliers
-        if self.allowed is None:
-            reached = (self.gram @ multipliers[..., None])[..., 0]
-            curvature = self.gram
-        else:
-            pulled = (multipliers[:, None, :] @ self.jacobian)[:, 0]
-            lower, upper = self.allowed
-            step = torch.minimum(torch.maximum(pulled, lower), upper)
-            reached = (self.jacobian @ step[..., None])[..., 0]
-            free = ((pulled >= lower) & (pulled <= upper)).to(pulled)
-            curvature = (self.jacobian * free[:, None, :]) @ self.jacobian.mT
-        return self.value(multipliers), self.bound - reached - ridge, curvature + self.ridge
+def _times(matrix: Tensor, vector: Tensor) -> Tensor:
+    return (matrix @ vector[..., None])[..., 0]

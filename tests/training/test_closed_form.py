@@ -483,7 +483,7 @@ def test_partial_fit_learns_from_chunk_after_chunk(mlp, digits):
     assert scores[0] < scores[1] < scores[2]
     assert classifier.n_iter_ == 3
 
-    forgetful = clone(classifier).fit(X[200:], y[200:])
+    forgetful = clone(classifier).partial_fit(X[200:], y[200:])
     assert scores[2] > forgetful.score(X_test, y_test)  # it remembers the earlier chunks
 
 
