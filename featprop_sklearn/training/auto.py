@@ -32,6 +32,8 @@ LEAST_EPOCHS = 10
 WHOLE_BATCH_STEPS = 100
 #: rows from which a trial is cut short; on fewer, a short one would not show overfitting
 SHORT_TRIALS_FROM = 500
+#: standard errors by which held-out data must be against a step to stop it: short trials are noisy
+LENIENCY = 2.0
 
 
 class AutoTrainer(BaseEstimator):
@@ -308,14 +310,14 @@ class _Judge:
     def accepts(self, own: Component, *, clearly: bool = False) -> bool:
         """Return whether a state is no worse than the best so far, and remember it if so.
 
-        Worse, or ``clearly`` better, is a mean error greater or less by more than the standard
-        error of the difference.
+        Worse is a mean error greater by more than two standard errors of the difference,
+        ``clearly`` better one less by more than one.
         """
         errors = self._errors(own)
         more = errors - self.best
         mean = self.weights @ more
         error = (self.weights.square() @ (more - mean).square()).sqrt()
-        accepted = bool(mean < -error if clearly else mean <= error)  # NaN is not
+        accepted = bool(mean < -error if clearly else mean <= LENIENCY * error)  # NaN is not
         if accepted:
             self.best = errors
         return accepted

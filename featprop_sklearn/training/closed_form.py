@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from numbers import Integral, Real
 from typing import Any
 
@@ -16,6 +16,7 @@ from featprop_sklearn.data import batches
 from featprop_sklearn.networks import Chain, Site, affine_sites
 from featprop_sklearn.output_targets import OutputTargets
 from featprop_sklearn.propagation import nearest_acceptable
+from featprop_sklearn.training.batch_norm import reestimate_batch_norm
 from featprop_sklearn.training.component import Component, Labelled, TrainingResult
 from featprop_sklearn.training.design_rows import (
     add_to_weights,
@@ -231,6 +232,7 @@ class _Sweeper:
         states, loss = self.network.states(), self._loss()
         self._note(0, loss, 0.0)
         try:
+            states, loss = self._batch_norm(states, loss)
             for sweep in range(1, self.trainer.sweeps + 1):
                 started = time.perf_counter()
                 ridges = self._sweep(first=sweep == 1)
@@ -248,6 +250,19 @@ class _Sweeper:
             self.network.restore(states)
             return loss, True
         return loss, False
+
+    def _batch_norm(
+        self, states: list[Mapping[str, Any]], loss: float
+    ) -> tuple[list[Mapping[str, Any]], float]:
+        """Take the statistics of the new data where there are any, and they do no harm."""
+        data = self.own.data
+        if not reestimate_batch_norm(self.network, data.inputs, self.batch_size, data.weights):
+            return states, loss
+        new = self._loss()
+        if new <= loss:
+            return self.network.states(), new
+        self.network.restore(states)
+        return states, loss
 
     def _sweep(self, first: bool) -> dict[str, float]:
         if first:

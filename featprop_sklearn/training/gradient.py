@@ -194,11 +194,11 @@ class GradientTrainer(BaseEstimator):
         verbose: int,
     ) -> NeuralNet:
         validation = own.validation
-        terms = ("task_loss", "feature_loss", "feature_weight")
-        recorded = terms[:1] if own.targets is None else terms
-        scores = [PassthroughScoring(name, on_train=True) for name in recorded]
-        callbacks: list[Any] = [("terms", _RecordTerms())]
-        callbacks += [(score.name, score) for score in scores]
+        callbacks: list[Any] = []
+        if own.targets is not None:  # else the loss is the task loss, which skorch records
+            terms = ("task_loss", "feature_loss", "feature_weight")
+            callbacks.append(("terms", _RecordTerms()))
+            callbacks += [(name, PassthroughScoring(name, on_train=True)) for name in terms]
         if self.schedule == "one_cycle":
             callbacks.append(("schedule", self._one_cycle(len(own.data), batch_size)))
         split = None
@@ -212,6 +212,10 @@ class GradientTrainer(BaseEstimator):
                 sink=_silent,
             )
             callbacks.append(("best_epoch", best))
+        # callbacks that would have nothing to say, and cost as much as a small network's step
+        unused: dict[str, Any] = {} if verbose else {"callbacks__print_log": None}
+        if validation is None:
+            unused["callbacks__valid_loss"] = None
         return NeuralNet(
             network,
             criterion=loss,
@@ -226,6 +230,7 @@ class GradientTrainer(BaseEstimator):
             iterator_valid=RowBatches,
             train_split=split,
             callbacks=callbacks,
+            **unused,
             device=None,
             verbose=verbose,
         )

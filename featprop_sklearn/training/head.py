@@ -16,8 +16,8 @@ from featprop_sklearn.output_targets import OutputTargets
 
 __all__ = ["is_head", "refit_head"]
 
-#: unknowns up to which Newton's method, with its matrix of that size, is the fastest
-NEWTON_UP_TO = 400
+#: rows times unknowns up to which Newton's method, exact in a few steps, costs next to nothing
+NEWTON_UP_TO = 100_000
 MAX_ITERATIONS = 1000
 #: logits up to here can be read off any head; probabilities saturate beyond
 MODERATE = 4.0
@@ -144,7 +144,7 @@ def _problems(y: NDArray, task: str) -> Iterator[tuple[int, NDArray]]:
 
 def _solver(rows: NDArray, n_classes: int) -> str:
     unknowns = (rows.shape[1] + 1) * (n_classes if n_classes > 2 else 1)
-    return "newton-cholesky" if unknowns <= NEWTON_UP_TO else "lbfgs"
+    return "newton-cholesky" if len(rows) * unknowns <= NEWTON_UP_TO else "lbfgs"
 
 
 def _lower_absent(weight: NDArray, bias: NDArray, rows: NDArray, y: NDArray) -> None:
