@@ -25,7 +25,7 @@ REFINEMENTS = 4
 #: asked beyond the margin, in units of the logits' size: a tenth of what counts as reached
 AIM = 1e-4
 #: sizes of random moves from which a search that failed begins again
-SPREADS = (0.5, 1.0, 2.0, 4.0)
+SPREADS = (0.5, 1.0, 2.0, 4.0, 32.0)
 #: numbers of derivatives kept at a time
 BUDGET = 1 << 25
 #: conditions of a sample that are counted on, where they are competitors
@@ -98,13 +98,13 @@ def nearest_acceptable(
     met = conditions.violation(conditions.slack(output)) <= (aim if conditions.equality else 0)
     status = ["met" if ok else "not_finite" for ok in met.tolist()]
     targets = feature.clone()
-    finite = torch.isfinite(output.reshape(len(output), -1)).all(dim=1)
+    finite = torch.isfinite(output.flatten(1) if output.ndim > 1 else output[:, None]).all(dim=1)
     rows = torch.nonzero(finite & ~met)[:, 0]
     known = feature[met], conditions[met]
     for part in rows.split(_rows_at_a_time(feature, conditions)) if len(rows) else ():
         downstream = Downstream(tail, feature[part], part, conditions[part])
         found = _find(downstream, aim[part], allowed, known, max_steps, refinements)
-        targets[part] += found.move.reshape(targets[part].shape)
+        targets[part] = _within(allowed, feature[part], found.move)
         for row, name in zip(part.tolist(), _names(found), strict=True):
             status[row] = name
     return Acceptable(targets, status, len(rows))
@@ -159,6 +159,15 @@ def _find(
                 helps = bool(again.reached.any())
                 best.improve(lost, again)
     return best
+
+
+def _within(allowed: tuple[float, float] | None, feature: Tensor, move: Tensor) -> Tensor:
+    """Move features, and undo what rounding puts outside the range."""
+    moved = feature + move.reshape(feature.shape)
+    if allowed is None:
+        return moved
+    low, high = feature.clamp_max(allowed[0]), feature.clamp_min(allowed[1])
+    return torch.minimum(torch.maximum(moved, low), high)
 
 
 def _aim(conditions: Conditions, output: Tensor) -> Tensor:

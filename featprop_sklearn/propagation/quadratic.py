@@ -11,8 +11,8 @@ __all__ = ["nonnegative_maximum"]
 TOLERANCE = 1e-12
 #: exchanges of all wrong signs at once that may fail before they go one by one
 PATIENCE = 3
-#: enough for dozens of unknowns unless they are all but dependent; then the answer is near
-MAX_EXCHANGES = 40
+#: dependent unknowns may need hundreds; only samples that are not done go on
+MAX_EXCHANGES = 1000
 
 
 def nonnegative_maximum(matrix: Tensor, linear: Tensor) -> Tensor:

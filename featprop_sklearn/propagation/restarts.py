@@ -51,7 +51,8 @@ def scattered_start(feature: Tensor, spread: float) -> Tensor:
     feature : Tensor of shape (n_samples, n_coordinates)
         Features of the samples.
     spread : float
-        Length of the moves, in units of the features' own.
+        Length of the moves, in units of the sample's own feature; absolute where that is zero,
+        as behind dead units.
 
     Returns
     -------
@@ -61,4 +62,5 @@ def scattered_start(feature: Tensor, spread: float) -> Tensor:
     noise = torch.randn(
         feature.shape[1], generator=generator, dtype=feature.dtype, device=feature.device
     )
-    return spread * feature.square().mean(dim=1, keepdim=True).sqrt() * noise
+    size = feature.square().mean(dim=1, keepdim=True).sqrt()
+    return spread * torch.where(size > 0, size, 1) * noise

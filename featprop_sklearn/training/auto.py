@@ -33,7 +33,7 @@ WHOLE_BATCH_STEPS = 100
 #: rows from which a trial is cut short; on fewer, a short one would not show overfitting
 SHORT_TRIALS_FROM = 500
 #: standard errors by which held-out data must be against a step to stop it: short trials are noisy
-LENIENCY = 2.0
+LENIENCY = 3.0
 
 
 class AutoTrainer(BaseEstimator):
@@ -269,7 +269,8 @@ class _Steps:
     def _polish(self, own: Component, polish: GradientTrainer, *, trial: bool = False) -> None:
         if self.interrupted:
             return
-        size, epochs = self._lengths(len(own.data), int(polish.max_epochs))
+        held_out = 0 if own.validation is None else len(own.validation)
+        size, epochs = self._lengths(len(own.data) + held_out, int(polish.max_epochs))
         decay = polish.weight_decay
         if trial and epochs > self.trial_epochs and len(own.data) >= SHORT_TRIALS_FROM:
             # as much decay as there will be in all, or its effect would not show
@@ -310,7 +311,7 @@ class _Judge:
     def accepts(self, own: Component, *, clearly: bool = False) -> bool:
         """Return whether a state is no worse than the best so far, and remember it if so.
 
-        Worse is a mean error greater by more than two standard errors of the difference,
+        Worse is a mean error greater by more than three standard errors of the difference,
         ``clearly`` better one less by more than one.
         """
         errors = self._errors(own)
