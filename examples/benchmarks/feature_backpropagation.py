@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Mapping
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from choosing import Fitted, Predictor, choose
@@ -15,6 +17,7 @@ from featprop_sklearn import (
     FeatureBackpropRegressor,
     GradientTrainer,
     feature_gap,
+    split_points,
 )
 
 ALPHAS = (0.0, 0.02, 0.1, 0.3)
@@ -35,7 +38,7 @@ def by_gradient(problem: Problem, tunings: Mapping[str, Tuning], **rule: Any) ->
     ``tunings`` holds them by split. The refit, like that of every rival, uses all rows.
     """
 
-    def fit(data: Samples, split: str, alpha: float) -> Any:
+    def fit(data: Samples, split: str, alpha: float, memory: str | None = None) -> Any:
         tuning = tunings[split]
         return estimator(
             problem,
@@ -43,18 +46,18 @@ def by_gradient(problem: Problem, tunings: Mapping[str, Tuning], **rule: Any) ->
             trainer=GradientTrainer(alpha=alpha, lr=tuning.lr, max_epochs=tuning.epochs),
             batch_size=batch_size_for(len(data.y)),
             validation_fraction=0,
+            memory=memory,
             **rule,
         ).fit(*data)
 
-    def candidates() -> Iterator[tuple[dict[str, Any], Predictor]]:
+    def candidates(memory: str) -> Iterator[tuple[dict[str, Any], Predictor]]:
         for split in tunings:
             for alpha in ALPHAS:
-                yield (
-                    {"split": split, "alpha": alpha},
-                    _predictor(fit(problem.fitting, split, alpha)),
-                )
+                fitted = fit(problem.fitting, split, alpha, memory)
+                yield {"split": split, "alpha": alpha}, _predictor(fitted)
 
-    chosen = choose(candidates(), problem.held_out)
+    with TemporaryDirectory() as memory:
+        chosen = choose(candidates(memory), problem.held_out)
     return Fitted(_predictor(fit(problem.train, **chosen)), chosen)
 
 
@@ -71,6 +74,30 @@ def target_quality(problem: Problem, propagation: str) -> dict[str, dict[str, fl
         problem, propagation=propagation, trainer=GradientTrainer(max_epochs=0)
     ).fit(*problem.train)
     return feature_gap(untrained, *problem.train)[list(QUALITY)].to_dict(orient="index")
+
+
+def memory_saving(problem: Problem) -> dict[str, dict[str, float]]:
+    """Seconds that the targets of a grid over all splits and two alphas take, by rule."""
+
+    def grid(propagation: str, memory: str | None) -> float:
+        started = time.perf_counter()
+        for split in split_points(problem.network, problem.train.X):
+            for alpha in ALPHAS[1:3]:
+                estimator(
+                    problem,
+                    split=split,
+                    propagation=propagation,
+                    trainer=GradientTrainer(alpha=alpha, max_epochs=0),
+                    memory=memory,
+                ).fit(*problem.train)
+        return time.perf_counter() - started
+
+    seconds = {}
+    for propagation in ("layerwise", "joint"):
+        with TemporaryDirectory() as folder:
+            kept = grid(propagation, folder)
+        seconds[propagation] = {"without": grid(propagation, None), "with": kept}
+    return seconds
 
 
 def _predictor(fitted: Any) -> Predictor:

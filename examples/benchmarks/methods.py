@@ -77,3 +77,4 @@ RIVALS = tuple(name for name, method in METHODS.items() if not method.ours)
 OURS = tuple(name for name, method in METHODS.items() if method.ours)
 YARDSTICK = "adamw"  # whose time is the unit of all others
 TARGETS = {"targets_layerwise": "layerwise", "targets_joint": "joint"}
+MEMORY = "memory"  # what memory= saves

@@ -15,7 +15,7 @@ from networks import WEIGHT_DECAY
 from picture import draw
 from rivals import LENGTHS, RATES
 from settings import HELD_OUT, NOISE, PRETRAINED_ON
-from store import read_scores, read_targets
+from store import read_memory, read_scores, read_targets
 
 from featprop_sklearn import GradientTrainer
 
@@ -40,6 +40,7 @@ def write_report(results: Path, page: Path, ours: str) -> None:
         scores_section(scores),
         verdict_section(verdicts, ours),
         time_section(ratios),
+        memory_section(read_memory(results)),
         targets_section(read_targets(results)),
     ]
     page.write_text("\n\n".join(part for part in parts if part) + "\n")
@@ -196,6 +197,26 @@ def time_section(ratios: pd.DataFrame) -> str:
         "## Time\n\n"
         f"As a multiple of the {METHODS[YARDSTICK].label} grid's, refit included; median over the\n"
         "seeds.\n\n" + markdown(cells, "setting")
+    )
+
+
+def memory_section(memory: pd.DataFrame) -> str:
+    """What a grid saves by remembering targets."""
+    if memory.empty:
+        return ""
+    rows = {
+        rule: {
+            "setting": ", ".join(found["setting"].unique()),
+            "time without / with `memory=`": f"{(found['without'] / found['with']).median():.1f}",
+        }
+        for rule, found in memory.groupby("rule", sort=False)
+    }
+    return (
+        "## Targets remembered\n\n"
+        "Time of all fits of a grid over every split and two values of alpha, without epochs, so\n"
+        "that the targets and the fixed cost of a fit are all that counts; medians. The layerwise rule\n"
+        "gets all splits from one sweep, the joint rule each split's targets once.\n\n"
+        + markdown(pd.DataFrame(rows).T, "rule")
     )
 
 

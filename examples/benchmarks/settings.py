@@ -79,6 +79,11 @@ class Setting:
         """Whether the repair rates of its network are tabled too."""
         return self.group == "images" or self.data in ("breast_cancer", "wine", "digits_vectors")
 
+    @property
+    def measures_memory(self) -> bool:
+        """Whether what ``memory=`` saves is measured here: the same everywhere, so once."""
+        return self.name == "digits-same-cnn"
+
 
 SETTINGS = (
     *(Setting("digits", shift, network) for network in ("cnn", "bn_cnn") for shift in IMAGE_SHIFTS),

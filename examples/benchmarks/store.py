@@ -49,6 +49,16 @@ def read_targets(folder: Path) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+def read_memory(folder: Path) -> pd.DataFrame:
+    """Return one row a setting, seed and propagation rule: seconds without and with memory."""
+    rows = [
+        {"setting": setting.name, "seed": seed, "rule": rule, **seconds}
+        for setting, seed, _, entry in _entries(folder)
+        for rule, seconds in entry.get("grid_seconds", {}).items()
+    ]
+    return pd.DataFrame(rows)
+
+
 def _entries(folder: Path) -> list[tuple[Setting, int, str, dict[str, Any]]]:
     """In the order of the settings, then of the seeds."""
     return [
