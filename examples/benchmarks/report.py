@@ -214,8 +214,8 @@ def memory_section(memory: pd.DataFrame) -> str:
     return (
         "## Targets remembered\n\n"
         "Time of all fits of a grid over every split and two values of alpha, without epochs, so\n"
-        "that the targets and the fixed cost of a fit are all that counts; medians. The layerwise rule\n"
-        "gets all splits from one sweep, the joint rule each split's targets once.\n\n"
+        "that the targets and the fixed cost of a fit are all that counts; medians. The layerwise\n"
+        "rule gets all splits from one sweep, the joint rule each split's targets once.\n\n"
         + markdown(pd.DataFrame(rows).T, "rule")
     )
 

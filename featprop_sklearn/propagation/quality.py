@@ -35,7 +35,7 @@ class TargetQuality:
         ‖output given the target − wanted output‖ over ‖wanted output‖.
     status : ndarray of str
         "met" (the output was acceptable, nothing was to be done), "reached", or why not:
-        "missed", "blocked", "stalled" (see :class:`Acceptable`).
+        "missed", or what the rule says (see :class:`Acceptable`).
     """
 
     correct: NDArray
