@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from math import prod
+from typing import Any
 
 import torch
 from torch import Size, Tensor, nn
@@ -14,8 +15,10 @@ from torch import Size, Tensor, nn
 from featprop_sklearn.inversion.base import InversionOptions, Inverter
 from featprop_sklearn.inversion.bounded import BoundedLeastSquares
 from featprop_sklearn.least_squares import (
+    ConvolutionMap,
     DiagonalMap,
     FunctionMap,
+    Kernel,
     LinearMap,
     MatrixMap,
     SelectionMap,
@@ -25,7 +28,7 @@ from featprop_sklearn.least_squares import (
     resolve_damping,
 )
 
-__all__ = ["INVERTERS", "AffineInverter", "RearrangementInverter"]
+__all__ = ["INVERTERS", "AffineInverter", "RearrangementInverter", "convolution_map"]
 
 #: the linear part of a layer on inputs of a shape; leading dimensions that the map does not
 #: have (the channels of a pooling layer, the rows under a linear one) go into the batch
@@ -144,8 +147,30 @@ def _linear(layer: nn.Linear, in_shape: Size) -> LinearMap:
     return MatrixMap(layer.weight)
 
 
-def _convolution(layer: nn.Module, in_shape: Size) -> LinearMap:
-    return _function_map(_without_constants(layer), in_shape)
+def convolution_map(layer: nn.Module, in_shape: Size) -> LinearMap:
+    """Return the linear part of a convolution, with its kernel where it pads by zeros."""
+    bare = _without_constants(layer)
+    plain = _function_map(bare, in_shape)
+    if layer.padding_mode != "zeros":
+        return plain
+    return ConvolutionMap(bare, plain.in_shape, plain.out_shape, _kernel(layer))
+
+
+def _kernel(layer: Any) -> Kernel:
+    padding = layer.padding
+    if padding == "valid":
+        padding = (0,) * len(layer.kernel_size)
+    elif padding == "same":  # torch puts what is left over at the end
+        reaches = zip(layer.dilation, layer.kernel_size, strict=True)
+        padding = tuple(d * (k - 1) // 2 for d, k in reaches)
+    return Kernel(
+        layer.weight.detach(),
+        tuple(layer.stride),
+        tuple(layer.dilation),
+        tuple(padding),
+        layer.groups,
+        transposed=bool(layer.transposed),
+    )
 
 
 def _batch_norm(layer: nn.modules.batchnorm._BatchNorm, in_shape: Size) -> LinearMap:
@@ -231,8 +256,8 @@ def _in_each_dimension(builder: MapBuilder, *names: str) -> dict[type[nn.Module]
 
 _BUILDERS: dict[type[nn.Module], MapBuilder] = {
     nn.Linear: _linear,
-    **dict.fromkeys((nn.Conv1d, nn.Conv2d, nn.Conv3d), _convolution),
-    **dict.fromkeys((nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d), _convolution),
+    **dict.fromkeys((nn.Conv1d, nn.Conv2d, nn.Conv3d), convolution_map),
+    **dict.fromkeys((nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d), convolution_map),
     **dict.fromkeys((nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d), _batch_norm),
     **_in_each_dimension(_channelwise, "AvgPool", "AdaptiveAvgPool"),
     **_in_each_dimension(

@@ -1,5 +1,6 @@
 """Linear maps and the solvers of damped least-squares problems over them."""
 
+from featprop_sklearn.least_squares.convolution_map import ConvolutionMap, Kernel
 from featprop_sklearn.least_squares.damping import check_damping, resolve_damping
 from featprop_sklearn.least_squares.direct import DirectSolver
 from featprop_sklearn.least_squares.krylov import KrylovSolver
@@ -21,16 +22,19 @@ from featprop_sklearn.least_squares.solver import (
     get_solver,
     register_solver,
 )
+from featprop_sklearn.least_squares.torus import TorusSolver
 
-for _solver in (DirectSolver, LsqrSolver, KrylovSolver):
+for _solver in (DirectSolver, LsqrSolver, KrylovSolver, TorusSolver):
     register_solver(_solver.name, _solver)
 
 __all__ = [
     "SOLVERS",
     "BatchMap",
+    "ConvolutionMap",
     "DiagonalMap",
     "DirectSolver",
     "FunctionMap",
+    "Kernel",
     "KrylovSolver",
     "LinearMap",
     "LsqrSolver",
@@ -39,6 +43,7 @@ __all__ = [
     "SelectionMap",
     "SolveResult",
     "Solver",
+    "TorusSolver",
     "check_damping",
     "choose_solver",
     "get_solver",

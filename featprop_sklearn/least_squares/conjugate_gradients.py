@@ -1,0 +1,71 @@
+"""Preconditioned conjugate gradients for many right-hand sides, with an honest end."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+__all__ = ["Product", "conjugate_gradients"]
+
+Product = Callable[[Tensor], Tensor]
+#: steps without a smaller residual after which nothing more is to be gained
+PATIENCE = 3
+
+
+def conjugate_gradients(
+    product: Product,
+    precondition: Product,
+    rhs: Tensor,
+    *,
+    tolerance: float,
+    max_iterations: int,
+) -> tuple[Tensor, Tensor, int]:
+    """Solve M x = rhs, M symmetric and positive semidefinite, for each sample.
+
+    Residuals are computed anew in every step, not carried along: what is returned is true, and
+    a preconditioner of the same accuracy as M refines the answer instead of stalling. The
+    best iterate of each sample is kept.
+
+    Parameters
+    ----------
+    product, precondition : callable
+        Multiply (n_samples, n) by M, and by an approximate inverse.
+    rhs : Tensor of shape (n_samples, n)
+        Right-hand sides, in the range of M.
+    tolerance : float
+        Of the residual, relative to the right-hand side.
+    max_iterations : int
+        At most.
+
+    Returns
+    -------
+    solution : Tensor of shape (n_samples, n)
+    residual : Tensor of shape (n_samples,)
+        Relative, of the solution returned.
+    iterations : int
+        Made.
+    """
+    size = rhs.norm(dim=1).clamp_min(torch.finfo(rhs.dtype).tiny)
+    x = best = torch.zeros_like(rhs)
+    least = torch.ones_like(size)
+    residual, direction, old = rhs, torch.zeros_like(rhs), torch.ones_like(size)
+    waiting = torch.zeros_like(size, dtype=torch.int64)
+    iterations = 0
+    while iterations < max_iterations and bool(((least > tolerance) & (waiting < PATIENCE)).any()):
+        iterations += 1
+        better = precondition(residual)
+        new = (residual * better).sum(dim=1)
+        direction = better + (new / old)[:, None] * direction
+        image = product(direction)
+        curvature = (direction * image).sum(dim=1)
+        step = torch.where(curvature > 0, new / curvature, 0.0)
+        x = x + step[:, None] * direction
+        residual, old = rhs - product(x), torch.where(new > 0, new, 1.0)
+        now = residual.norm(dim=1) / size
+        lower = now < least
+        best = torch.where(lower[:, None], x, best)
+        least = torch.where(lower, now, least)
+        waiting = torch.where(lower, 0, waiting + 1)
+    return best, least, iterations

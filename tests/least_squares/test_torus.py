@@ -1,0 +1,167 @@
+"""The torus solver against numpy on the layer's matrix, over random geometry."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from featprop_sklearn.inversion.affine import convolution_map
+from featprop_sklearn.least_squares import FunctionMap, TorusSolver
+from featprop_sklearn.least_squares.conjugate_gradients import conjugate_gradients
+from featprop_sklearn.least_squares.torus_embedding import TorusEmbedding
+from featprop_sklearn.least_squares.torus_gram import TorusGram
+
+LAYERS = {
+    False: (nn.Conv1d, nn.Conv2d, nn.Conv3d),
+    True: (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d),
+}
+
+
+@st.composite
+def convolutions(draw):
+    """A layer without bias, and the shape of its input."""
+    dims = draw(st.sampled_from((1, 2, 2, 3)))
+    groups = draw(st.integers(1, 2))
+    channels = [groups * draw(st.integers(1, 3)) for _ in range(2)]
+    transposed = draw(st.booleans())
+    sizes = st.integers(4, 9 if dims < 3 else 5)
+    kernel = [draw(st.integers(1, 4 if dims < 3 else 3)) for _ in range(dims)]
+    stride = [draw(st.integers(1, 3)) for _ in range(dims)]
+    padding = [draw(st.integers(0, 2)) for _ in range(dims)]
+    dilation = [draw(st.integers(1, 2)) for _ in range(dims)]
+    size = [draw(sizes) for _ in range(dims)]
+    reach = [d * (k - 1) for d, k in zip(dilation, kernel, strict=True)]
+    for n, p, r, s in zip(size, padding, reach, stride, strict=True):
+        assume(n + 2 * p > r if not transposed else (n - 1) * s - 2 * p + r + 1 >= 1)
+    torch.manual_seed(draw(st.integers(0, 1000)))
+    layer = LAYERS[transposed][dims - 1](
+        *channels, kernel, stride, padding, dilation=dilation, groups=groups, bias=False
+    )
+    return layer.double().requires_grad_(False), (channels[0], *size)
+
+
+def lstsq(matrix, rhs, damping):
+    n = matrix.shape[1]
+    stacked = np.vstack([matrix, damping * np.eye(n)])
+    padded = np.hstack([rhs, np.zeros((len(rhs), n))])
+    return np.linalg.lstsq(stacked, padded.T, rcond=1e-12)[0].T
+
+
+@settings(deadline=None, max_examples=60, derandomize=True)
+@given(convolutions(), st.sampled_from((0.0, 0.0, 1e-3, 1e-2, 0.1)))
+def test_solutions_are_those_of_numpy(convolution, damping):
+    layer, shape = convolution
+    linear_map = convolution_map(layer, shape)
+    matrix = linear_map.matrix().numpy()
+    sizes = np.linalg.svd(matrix, compute_uv=False)
+    sizes = sizes[sizes > 1e-12 * sizes[0]]
+    assume(damping > 0 or sizes[0] < 1e4 * sizes[-1])
+    damping = damping * sizes[0]
+    rhs = torch.randn(3, *linear_map.out_shape).double()
+    result = TorusSolver().prepare(linear_map, damping).solve(rhs)
+    expected = lstsq(matrix, rhs.reshape(3, -1).numpy(), damping)
+    found = result.solution.reshape(3, -1).numpy()
+    # what it could not solve it says: rank-deficient, undamped, and the torus no better
+    if result.converged:
+        assert np.linalg.norm(found - expected) <= 1e-8 * np.linalg.norm(expected)
+    else:
+        assert damping == 0
+        assert len(sizes) < min(matrix.shape)
+
+
+@settings(deadline=None, max_examples=30, derandomize=True)
+@given(convolutions())
+def test_the_embedding_is_the_convolution(convolution):
+    layer, shape = convolution
+    linear_map = convolution_map(layer, shape)
+    kernel = linear_map.kernel
+    inputs, outputs = linear_map.in_shape[1:], linear_map.out_shape[1:]
+    if kernel.transposed:
+        inputs, outputs = outputs, inputs
+    torus = TorusEmbedding(kernel, inputs, outputs)
+    assert torus.symbol.shape[0] == layer.groups
+    for of_outputs in (True, False):
+        gram = TorusGram(torus, 0.25, of_outputs=of_outputs)
+        matrix = linear_map.matrix()
+        matrix = matrix.T if kernel.transposed else matrix
+        full = matrix @ matrix.T if of_outputs else matrix.T @ matrix
+        full = full + 0.25 * torch.eye(len(full)).double()
+        values = torch.randn(2, len(full)).double()
+        found = gram.solve(
+            values.reshape(2, layer.groups, -1, len(full) // _channels(torus, of_outputs))
+        )
+        expected = torch.linalg.solve(full, values.T).T
+        torch.testing.assert_close(found.reshape(2, -1), expected, rtol=1e-9, atol=1e-11)
+
+
+def _channels(torus, of_outputs):
+    groups, _, out, phased = torus.symbol.shape
+    return groups * (out if of_outputs else phased // torus.phases)
+
+
+@pytest.mark.parametrize("size", [16, 33])
+@pytest.mark.parametrize("out_channels", [1, 4])
+def test_images(size, out_channels):
+    torch.manual_seed(0)
+    layer = nn.Conv2d(2, out_channels, 5, padding=2).double().requires_grad_(False)
+    linear_map = convolution_map(layer, (2, size, size))
+    rhs = torch.randn(70, *linear_map.out_shape).double()
+    found = TorusSolver().prepare(linear_map, 0.0).solve(rhs).solution.reshape(70, -1)
+    expected = torch.linalg.lstsq(linear_map.matrix(), rhs.reshape(70, -1).T, driver="gelsd")
+    torch.testing.assert_close(found, expected.solution.T, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("damping", [1e-3, 0.1])
+def test_a_damped_solution_is_exact_at_any_condition(damping):
+    torch.manual_seed(0)
+    layer = nn.Conv2d(2, 2, 3, padding=1).double().requires_grad_(False)
+    layer.weight[1] = layer.weight[0] + 1e-8 * layer.weight[1]  # condition about 1e8
+    linear_map = convolution_map(layer, (2, 10, 10))
+    scale = float(torch.linalg.matrix_norm(linear_map.matrix(), ord=2))
+    rhs = torch.randn(3, *linear_map.out_shape).double()
+    result = TorusSolver().prepare(linear_map, damping * scale).solve(rhs)
+    expected = lstsq(linear_map.matrix().numpy(), rhs.reshape(3, -1).numpy(), damping * scale)
+    found = result.solution.reshape(3, -1).numpy()
+    assert np.linalg.norm(found - expected) <= 1e-10 * np.linalg.norm(expected)
+
+
+def test_what_is_no_convolution_is_refused():
+    plain = FunctionMap(lambda x: 2 * x, (3,), (3,))
+    with pytest.raises(ValueError, match="solver='torus' needs kernel of the linear map"):
+        TorusSolver().prepare(plain, 0.0)
+
+
+def test_too_long_a_perimeter_is_refused():
+    linear_map = convolution_map(nn.Conv2d(4, 4, 3, padding=1).double(), (4, 9, 9))
+    with pytest.raises(ValueError, match=r"at most 10 unknowns; this one has .*solver='torch'"):
+        TorusSolver(max_frame=10).prepare(linear_map, 0.0)
+
+
+def test_conjugate_gradients_keep_the_best_and_say_how_good():
+    generator = torch.Generator().manual_seed(0)
+    root = torch.randn(4, 12, 12, generator=generator).double()
+    matrix = root @ root.mT
+    x = torch.randn(4, 12, generator=generator).double()
+    rhs = (matrix @ x[..., None])[..., 0]
+
+    def product(rows):
+        return (matrix @ rows[..., None])[..., 0]
+
+    found, residual, iterations = conjugate_gradients(
+        product, lambda rows: rows, rhs, tolerance=1e-12, max_iterations=500
+    )
+    true = (rhs - product(found)).norm(dim=1) / rhs.norm(dim=1)
+    torch.testing.assert_close(residual, true, rtol=1e-6, atol=1e-15)
+    assert residual.max() < 1e-8
+    exact = torch.linalg.inv(matrix)
+    _, residual, iterations = conjugate_gradients(
+        product,
+        lambda rows: (exact @ rows[..., None])[..., 0],
+        rhs,
+        tolerance=1e-12,
+        max_iterations=500,
+    )
+    assert residual.max() <= 1e-12
+    assert iterations <= 3
