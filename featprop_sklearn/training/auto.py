@@ -32,6 +32,8 @@ LEAST_EPOCHS = 10
 WHOLE_BATCH_STEPS = 100
 #: rows from which a trial is cut short; on fewer, a short one would not show overfitting
 SHORT_TRIALS_FROM = 500
+#: and steps of a short trial, at most
+TRIAL_STEPS = 120
 #: standard errors by which held-out data must be against a step to stop it: short trials are noisy
 LENIENCY = 3.0
 
@@ -56,7 +58,8 @@ class AutoTrainer(BaseEstimator):
         with one cycle of the learning rate: for classes up to 2e-2 with weight decay 0.2 and
         label smoothing 0.1, for values up to 1e-2 with weight decay 4 or 1.
     trial_epochs : int, default=8
-        Epochs of a polish while it is tried.
+        Epochs of a polish while it is tried, at most: fewer where they would make more than
+        120 steps, but all of them below 500 rows.
 
     Notes
     -----
@@ -272,9 +275,10 @@ class _Steps:
         held_out = 0 if own.validation is None else len(own.validation)
         size, epochs = self._lengths(len(own.data) + held_out, int(polish.max_epochs))
         decay = polish.weight_decay
-        if trial and epochs > self.trial_epochs and len(own.data) >= SHORT_TRIALS_FROM:
+        if trial and len(own.data) >= SHORT_TRIALS_FROM:
+            short = self._trial_epochs(len(own.data), size, epochs)
             # as much decay as there will be in all, or its effect would not show
-            decay, epochs = decay * epochs / self.trial_epochs, self.trial_epochs
+            decay, epochs = decay * epochs / max(short, 1), short
         result = (
             clone(polish)
             .set_params(max_epochs=epochs, weight_decay=decay)
@@ -291,6 +295,10 @@ class _Steps:
         an_epoch = -(-n_samples // size)
         fewest, most = (math.ceil(steps / an_epoch) for steps in STEP_LIMITS)
         return size, max(fewest, min(epochs, max(most, LEAST_EPOCHS)))
+
+    def _trial_epochs(self, n_samples: int, size: int, epochs: int) -> int:
+        an_epoch = 1 if size == -1 else -(-n_samples // size)
+        return min(epochs, self.trial_epochs, max(1, TRIAL_STEPS // an_epoch))
 
     def _take(self, own: Component, result: TrainingResult, step: str, trial: bool) -> None:
         result.load_into(own.stages)
