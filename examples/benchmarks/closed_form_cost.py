@@ -132,6 +132,7 @@ def markdown(frame: pd.DataFrame) -> str:
 def report(measured: pd.DataFrame, runs: int) -> str:
     parts = "\n".join(f"- `{split}`: {what}" for split, what in SPLITS.items())
     return (
+        "# Cost of a closed-form sweep\n\nWritten by `examples/benchmarks/closed_form_cost.py`. "
         f"One closed-form sweep over a CNN for 8 × 8 images, batches of {BATCH_SIZE}, one thread, "
         f"median of {runs} runs; torch {torch.__version__}.\n\n{parts}\n\n"
         f"{markdown(table(measured))}\n\n"

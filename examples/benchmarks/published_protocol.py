@@ -296,7 +296,7 @@ def report(options: argparse.Namespace, results: list[tuple], sizes: tuple[int, 
         if split == "output" and options.data in PUBLISHED:
             rates += f" Published, best epoch: {PUBLISHED[options.data]:+.2f} points."
         table = split_table(epochs[epochs["split"] == split], whole)
-        parts.append(f"### Split `{split}`\n\n{rates}\n\n{markdown(table)}")
+        parts.append(f"## Split `{split}`\n\n{rates}\n\n{markdown(table)}")
     return "\n\n".join(parts) + "\n"
 
 
@@ -315,7 +315,8 @@ def introduction(
     train, valid, test = sizes
     steps = -(-train // BATCH_SIZE)
     return (
-        f"## The published protocol on {name}\n\n{stand_in}"
+        f"# The published protocol on {name}\n\n"
+        f"Written by `examples/benchmarks/published_protocol.py`. {stand_in}"
         f"{train} rows to train on, {valid} to choose on, {test} to test on, divided anew for "
         f"each of {len(whole)} seeds. The network is pretrained on the rows to train on (AdamW, "
         f"lr {PRETRAINING_LR:g}, {PRETRAINING_EPOCHS[options.data]} epochs); as it is, its test "

@@ -62,7 +62,7 @@ class FeatureBackpropClassifier(ClassifierMixin, FeatureBackpropBase):
         :class:`GradientTrainer`, the published way.
     alpha : float, default=None
         Shortcut for ``trainer=GradientTrainer(alpha=alpha)``.
-    solver : {"auto", "direct", "lsqr", "torch"}, default="auto"
+    solver : {"auto", "direct", "lsqr", "torch", "torus"}, default="auto"
         Least-squares solver of affine layers.
     damping : "auto" or float, default="auto"
         λ of the damped least-squares problems.

@@ -40,7 +40,7 @@ class FeatureBackpropRegressor(RegressorMixin, FeatureBackpropBase):
         :class:`GradientTrainer`, the published way.
     alpha : float, default=None
         Shortcut for ``trainer=GradientTrainer(alpha=alpha)``.
-    solver : {"auto", "direct", "lsqr", "torch"}, default="auto"
+    solver : {"auto", "direct", "lsqr", "torch", "torus"}, default="auto"
         Least-squares solver of affine layers.
     damping : "auto" or float, default="auto"
         λ of the damped least-squares problems.

@@ -46,9 +46,10 @@ class LayerInverter(
     layer : nn.Module, default=None
         One tensor in, one tensor out, batch first; used in eval mode, never modified.
         None is ``nn.Identity()``.
-    solver : {"auto", "direct", "lsqr", "torch"}, default="auto"
-        Least-squares solver of affine layers: cached factorisation, scipy's sparse
-        LSQR, or batched matrix-free iterations on the layer's device.
+    solver : {"auto", "direct", "lsqr", "torch", "torus"}, default="auto"
+        Least-squares solver of affine layers: cached factorisation, scipy's sparse LSQR,
+        batched matrix-free iterations on the layer's device, or transforms (convolutions
+        alone; "auto" takes them for large ones).
     damping : "auto" or float, default="auto"
         λ of ‖A d − r‖² + λ²‖d‖²; 0 is the exact nearest preimage, "auto" is 0 up to
         condition 1e3 and grows continuously beyond.

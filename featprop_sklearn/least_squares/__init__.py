@@ -1,5 +1,6 @@
 """Linear maps and the solvers of damped least-squares problems over them."""
 
+from featprop_sklearn.least_squares.choice import choose_solver
 from featprop_sklearn.least_squares.convolution_map import ConvolutionMap, Kernel
 from featprop_sklearn.least_squares.damping import check_damping, resolve_damping
 from featprop_sklearn.least_squares.direct import DirectSolver
@@ -18,7 +19,6 @@ from featprop_sklearn.least_squares.solver import (
     SOLVERS,
     PreparedSolver,
     Solver,
-    choose_solver,
     get_solver,
     register_solver,
 )

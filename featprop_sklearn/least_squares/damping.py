@@ -8,15 +8,17 @@ from numbers import Real
 import torch
 from torch import Tensor
 
+from featprop_sklearn.least_squares.choice import choose_solver
 from featprop_sklearn.least_squares.direct import DirectSolver
 from featprop_sklearn.least_squares.krylov import KrylovSolver
 from featprop_sklearn.least_squares.linear_map import LinearMap
-from featprop_sklearn.least_squares.solver import choose_solver
+from featprop_sklearn.least_squares.solver import Solver
 from featprop_sklearn.least_squares.spectrum import (
     exact_extremes,
     largest_eigenvalue,
     largest_singular_value,
 )
+from featprop_sklearn.least_squares.torus import TorusSolver
 
 __all__ = ["check_damping", "resolve_damping"]
 
@@ -93,12 +95,12 @@ def _smallest_singular_value(linear_map: LinearMap, shift: float) -> float:
     """
     if shift == 0.0:
         return 0.0
-    solver = (
-        DirectSolver(svd_limit=SVD_LIMIT)
-        if choose_solver(linear_map) == "direct"
-        else KrylovSolver(tolerance=1e-4, max_iterations=2000)
-    )
-    prepared = solver.prepare(linear_map, shift)
+    solvers: dict[str, Solver] = {
+        "direct": DirectSolver(svd_limit=SVD_LIMIT),
+        "torus": TorusSolver(),
+        "torch": KrylovSolver(tolerance=1e-4, max_iterations=2000),
+    }
+    prepared = solvers[choose_solver(linear_map)].prepare(linear_map, shift)
     wide = linear_map.shape[0] <= linear_map.shape[1]
 
     def inverse(vectors: Tensor) -> Tensor:

@@ -15,14 +15,11 @@ __all__ = [
     "SOLVERS",
     "PreparedSolver",
     "Solver",
-    "choose_solver",
     "get_solver",
     "register_solver",
 ]
 
 MATRIX_BYTES = 2**30
-AUTO_ENTRIES = 2**25
-AUTO_SMALLER_SIDE = 4096
 
 
 class PreparedSolver(ABC):
@@ -69,7 +66,7 @@ class Solver(ABC):
             raise ValueError(
                 f"solver={self.name!r} needs {' and '.join(missing)} of the linear map; "
                 f"{type(linear_map).__name__} provides only {', '.join(linear_map.provides)}. "
-                "Use solver='torch'."
+                "Use solver='auto' or solver='torch'."
             )
 
     @abstractmethod
@@ -131,18 +128,6 @@ def get_solver(name: str) -> Solver:
         known = ", ".join(map(repr, ["auto", *SOLVERS]))
         raise ValueError(f"solver must be one of {known}; got {name!r}. {hint}".rstrip())
     return SOLVERS[name]()
-
-
-def choose_solver(linear_map: LinearMap) -> str:
-    """Return what ``solver="auto"`` stands for: ``"direct"`` where it is cheap, else ``"torch"``.
-
-    Cheap is a closed form (A'A diagonal), or a matrix of at most 256 MiB whose smaller
-    side is at most 4096.
-    """
-    if linear_map.gram_diagonal() is not None:
-        return "direct"
-    small = min(linear_map.shape) <= AUTO_SMALLER_SIDE and entries(linear_map) <= AUTO_ENTRIES
-    return "direct" if small and "matrix" in linear_map.provides else "torch"
 
 
 def entries(linear_map: LinearMap) -> int:

@@ -38,15 +38,15 @@ class TorusSolver(Solver):
 
     Parameters
     ----------
-    max_frame : int
-        Most unknowns on the frame.
+    max_bytes : int
+        Most memory that the factors may take.
     """
 
     name = "torus"
     needs = ("kernel",)
 
-    def __init__(self, max_frame: int = 8000) -> None:
-        self.max_frame = max_frame
+    def __init__(self, max_bytes: int = 2**30) -> None:
+        self.max_bytes = max_bytes
 
     def check(self, linear_map: LinearMap) -> None:
         """Refuse what is no convolution, or one with too long a perimeter.
@@ -58,11 +58,12 @@ class TorusSolver(Solver):
         """
         super().check(linear_map)
         assert isinstance(linear_map, ConvolutionMap)
-        unknowns = TorusGram.frame_size(embedding(linear_map))
-        if unknowns > self.max_frame:
+        torus = embedding(linear_map)
+        if torus.bytes_needed > self.max_bytes:
             raise ValueError(
-                f"solver='torus' factorises a system of the perimeter of the convolution, of at "
-                f"most {self.max_frame} unknowns; this one has {unknowns}. Use solver='torch'."
+                "solver='torus' factorises a system of the perimeter of the convolution: here "
+                f"{torus.frame_size} unknowns, {torus.bytes_needed / 2**30:.1f} GiB in all, more "
+                f"than {self.max_bytes / 2**30:.1f} GiB. Use solver='auto' or solver='torch'."
             )
 
     def prepare(self, linear_map: LinearMap, damping: float) -> PreparedSolver:

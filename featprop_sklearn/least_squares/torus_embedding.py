@@ -8,6 +8,7 @@ one small matrix per frequency; W takes the outputs that really exist.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 from itertools import product
 from math import prod
 
@@ -18,8 +19,8 @@ from featprop_sklearn.least_squares.convolution_map import Kernel
 
 __all__ = ["Places", "TorusEmbedding"]
 
-#: lengths that are products of these transform fast
-SMALL_PRIMES = (2, 3, 5, 7, 11, 13)
+#: lengths that are products of these transform fast enough
+SMALL_PRIMES = (2, 3, 5, 7, 11, 13, 17, 19, 23, 29, 31)
 
 
 class Places:
@@ -68,13 +69,53 @@ class TorusEmbedding:
     """
 
     def __init__(self, kernel: Kernel, in_size: Sequence[int], out_size: Sequence[int]) -> None:
+        self.kernel = kernel
         self.in_size, self.out_size = tuple(in_size), tuple(out_size)
         self.groups = kernel.groups
         self.size = tuple(map(_length, _geometry(kernel), in_size, out_size))
         self.phases = prod(kernel.stride)
-        self.symbol = self._symbol(kernel)
-        self.inputs = Places(self._input_cells(kernel), self.phases * prod(self.size))
+        self.inputs = Places(self._input_cells(), self.phases * prod(self.size))
         self.outputs = Places(self._output_cells(), prod(self.size))
+
+    @property
+    def channels(self) -> tuple[int, int]:
+        """Channels of the outputs and of the inputs, phases included, of one group."""
+        out_channels, in_channels = self.kernel.weight.shape[:2]
+        return out_channels // self.groups, in_channels * self.phases
+
+    @property
+    def frame_size(self) -> int:
+        """Outputs that do not exist, and cells around the input, of one group."""
+        out, phased = self.channels
+        return out * len(self.outputs.free) + phased // self.phases * len(self.inputs.free)
+
+    @property
+    def bytes_needed(self) -> int:
+        """What the symbol and its inverse take, and the frame's matrix and factor."""
+        out, phased = self.channels
+        frequencies = prod(self._half_size)
+        symbols = 16 * frequencies * (2 * out * phased + max(out, phased) ** 2)
+        return self.groups * (2 * symbols + 16 * self.frame_size**2)
+
+    @cached_property
+    def symbol(self) -> Tensor:
+        """C of each group and frequency."""
+        kernel, weight = self.kernel, self.kernel.weight
+        out_channels, in_channels, *taps = weight.shape
+        placed = weight.new_zeros(out_channels, in_channels, self.phases, *self.size)
+        for tap in product(*map(range, taps)):
+            steps = [t * d for t, d in zip(tap, kernel.dilation, strict=True)]
+            cell = [
+                step // s % n for step, s, n in zip(steps, kernel.stride, self.size, strict=True)
+            ]
+            phase = 0
+            for step, s in zip(steps, kernel.stride, strict=True):
+                phase = phase * s + step % s
+            placed[:, :, phase][(..., *cell)] += weight[(..., *tap)]  # type: ignore[index]
+        # an output looks ahead of itself: correlation is convolution by the mirrored kernel
+        symbol = torch.fft.rfftn(placed, dim=self._dims).conj().flatten(3)
+        symbol = symbol.reshape(self.groups, out_channels // self.groups, -1, symbol.shape[-1])
+        return symbol.permute(0, 3, 1, 2).contiguous()
 
     def frequencies(self, torus: Tensor) -> Tensor:
         """Transform (..., channels, n_cells) to (..., channels · phases, n_frequencies)."""
@@ -96,25 +137,8 @@ class TorusEmbedding:
     def _half_size(self) -> tuple[int, ...]:
         return (*self.size[:-1], self.size[-1] // 2 + 1)
 
-    def _symbol(self, kernel: Kernel) -> Tensor:
-        weight = kernel.weight
-        out_channels, in_channels, *taps = weight.shape
-        placed = weight.new_zeros(out_channels, in_channels, self.phases, *self.size)
-        for tap in product(*map(range, taps)):
-            steps = [t * d for t, d in zip(tap, kernel.dilation, strict=True)]
-            cell = [
-                step // s % n for step, s, n in zip(steps, kernel.stride, self.size, strict=True)
-            ]
-            phase = 0
-            for step, s in zip(steps, kernel.stride, strict=True):
-                phase = phase * s + step % s
-            placed[:, :, phase][(..., *cell)] += weight[(..., *tap)]  # type: ignore[index]
-        # an output looks ahead of itself: correlation is convolution by the mirrored kernel
-        symbol = torch.fft.rfftn(placed, dim=self._dims).conj().flatten(3)
-        symbol = symbol.reshape(self.groups, out_channels // self.groups, -1, symbol.shape[-1])
-        return symbol.permute(0, 3, 1, 2).contiguous()
-
-    def _input_cells(self, kernel: Kernel) -> Tensor:
+    def _input_cells(self) -> Tensor:
+        kernel = self.kernel
         starts = zip(kernel.padding, self.in_size, strict=True)
         places = self._grid([range(low, low + n) for low, n in starts])
         phase = cell = torch.zeros_like(places[0])
@@ -130,7 +154,7 @@ class TorusEmbedding:
         return cell
 
     def _grid(self, ranges: Sequence[range]) -> tuple[Tensor, ...]:
-        device = self.symbol.device
+        device = self.kernel.weight.device
         axes = [torch.arange(part.start, part.stop, device=device) for part in ranges]
         return torch.meshgrid(*axes, indexing="ij")
 

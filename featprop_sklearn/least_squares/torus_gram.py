@@ -50,12 +50,6 @@ class TorusGram:
             outer, inner = eye_out - self.mixed @ K.mH, self.inverse
         self.frame = self._factorise(outer, inner)
 
-    @staticmethod
-    def frame_size(torus: TorusEmbedding) -> int:
-        """Return the number of unknowns on the frame, of one group."""
-        _, _, n_out, n_in = torus.symbol.shape
-        return n_out * len(torus.outputs.free) + n_in // torus.phases * len(torus.inputs.free)
-
     def solve(self, values: Tensor, *, from_other: bool = False, to_other: bool = False) -> Tensor:
         """Multiply by the inverse; before that by A' or A, or after it, if asked.
 

@@ -8,9 +8,9 @@ from featprop_sklearn.least_squares import (
     DiagonalMap,
     MatrixMap,
     SelectionMap,
+    choice,
     damping,
     resolve_damping,
-    solver,
 )
 
 
@@ -57,7 +57,7 @@ def test_no_damping_for_a_selection_or_zero():
 def _treated_as_large(request, monkeypatch):
     monkeypatch.setattr(damping, "SVD_LIMIT", 0)
     if request.param == "matrix-free":
-        monkeypatch.setattr(solver, "AUTO_ENTRIES", 0)
+        monkeypatch.setattr(choice, "ENTRIES", 0)
 
 
 @pytest.mark.usefixtures("_treated_as_large")
@@ -79,7 +79,7 @@ class TestLargeMaps:
 
 def test_an_estimate_that_does_not_settle_counts_as_doubt(monkeypatch):
     monkeypatch.setattr(damping, "SVD_LIMIT", 0)
-    monkeypatch.setattr(solver, "AUTO_ENTRIES", 0)
+    monkeypatch.setattr(choice, "ENTRIES", 0)
     real = damping.KrylovSolver
     monkeypatch.setattr(
         damping, "KrylovSolver", lambda tolerance, max_iterations: real(tolerance, 2)

@@ -20,7 +20,7 @@ def per_sample():
 
 
 def test_names():
-    assert list(SOLVERS) == ["direct", "lsqr", "torch"]
+    assert list(SOLVERS) == ["direct", "lsqr", "torch", "torus"]
     assert all(get_solver(name).name == name for name in SOLVERS)
 
 
@@ -59,7 +59,7 @@ def test_auto_is_taken():
 def test_solver_says_what_the_map_lacks(name, missing):
     message = (
         f"solver='{name}' needs {missing} of the linear map; BatchMap provides only "
-        "apply, adjoint. Use solver='torch'"
+        "apply, adjoint. Use solver='auto' or solver='torch'"
     )
     with pytest.raises(ValueError, match=message):
         get_solver(name).prepare(per_sample(), 0.0)
