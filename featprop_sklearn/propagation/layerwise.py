@@ -145,7 +145,14 @@ class LayerwiseRule:
     def key(self, chain: Chain) -> tuple[Any, ...]:
         """Return all that decides the targets, besides network, data and output targets."""
         inverters = [find_inverter(type(stage.module)) for stage in chain]
-        return type(self), self.in_range, self.solver, self.damping, inverters, SOLVERS
+        return (
+            type(self),
+            self.in_range,
+            self.solver,
+            self.damping,
+            inverters,
+            sorted(SOLVERS.items()),
+        )
 
     def _fitted_step(self, index: int, reference: Tensor) -> Any:
         step = self.steps_[index]

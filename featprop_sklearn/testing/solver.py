@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -9,7 +10,14 @@ import torch
 from scipy import sparse
 from torch import Tensor
 
-from featprop_sklearn.least_squares import LinearMap, Solver, SolveResult, get_solver
+from featprop_sklearn.least_squares import (
+    ConvolutionMap,
+    Kernel,
+    LinearMap,
+    Solver,
+    SolveResult,
+    get_solver,
+)
 from featprop_sklearn.testing.promises import Subject, norms
 
 __all__ = ["check_solver"]
@@ -22,6 +30,12 @@ PROBLEMS = {
     "rank-deficient shrinking": (5, 8, 3),
     "rank-deficient expanding": (9, 4, 2),
 }
+#: name -> (channels in and out, size, kernel size, stride, padding), for what needs a kernel
+CONVOLUTIONS = {
+    "shrinking convolution": (2, 1, 6, 3, 1, 1),
+    "expanding convolution": (1, 3, 6, 3, 1, 1),
+    "strided convolution": (2, 3, 8, 4, 2, 1),
+}
 DAMPINGS = (0.0, 0.5)
 CONDITION = 10.0
 TOLERANCE = 1e-8
@@ -30,10 +44,11 @@ TOLERANCE = 1e-8
 def check_solver(solver: type[Solver] | str, *, seed: int = 0) -> None:
     """Check a least-squares solver against ``numpy.linalg.lstsq``, and its declarations.
 
-    On small shrinking, square, expanding and rank-deficient problems of condition 10,
-    undamped and damped: the solution is the minimiser of ‖A d − r‖² + λ²‖d‖² (for λ = 0
-    that of least norm) to 1e-8, in the shape of the input; the result says so. The solver
-    has a name, asks of the map only what ``needs`` lists, and refuses a map without it.
+    On small shrinking, square, expanding and rank-deficient problems of condition 10 (on
+    convolutions, where it needs their kernel), undamped and damped: the solution is the
+    minimiser of ‖A d − r‖² + λ²‖d‖² (for λ = 0 that of least norm) to 1e-8, in the shape of
+    the input; the result says so. The solver has a name, asks of the map only what ``needs``
+    lists, and refuses a map without it.
 
     Parameters
     ----------
@@ -58,12 +73,34 @@ def check_solver(solver: type[Solver] | str, *, seed: int = 0) -> None:
     subject = Subject(type(made).__name__)
     _check_declarations(subject, made)
     generator = np.random.default_rng(seed)
+    maps = _convolutions if "kernel" in made.needs else _matrices
+    for name, linear_map, matrix in maps(made.needs, generator):
+        rhs = torch.from_numpy(generator.normal(size=(3, *linear_map.out_shape)))
+        for damping in DAMPINGS:
+            problem = f"{name}, damping {damping})"
+            _check_problem(subject, made, linear_map, matrix, damping, rhs, problem)
+
+
+def _matrices(
+    needs: tuple[str, ...], generator: np.random.Generator
+) -> Iterator[tuple[str, LinearMap, Tensor]]:
     for name, (rows, columns, rank) in PROBLEMS.items():
         matrix = _matrix(rows, columns, rank, generator)
-        rhs = torch.from_numpy(generator.normal(size=(3, rows)))
-        for damping in DAMPINGS:
-            problem = f"{name} problem ({rows} x {columns}, rank {rank}, damping {damping})"
-            _check_problem(subject, made, matrix, damping, rhs, problem)
+        label = f"{name} problem ({rows} x {columns}, rank {rank}"
+        yield label, _DeclaredMap(matrix, needs), matrix
+
+
+def _convolutions(
+    needs: tuple[str, ...], generator: np.random.Generator
+) -> Iterator[tuple[str, LinearMap, Tensor]]:
+    for name, (c_in, c_out, size, width, stride, padding) in CONVOLUTIONS.items():
+        weight = torch.from_numpy(generator.normal(size=(c_out, c_in, width)))
+        weight[:, :, 0] += 5 * torch.eye(c_out, c_in)  # well conditioned
+        kernel = Kernel(weight, (stride,), (1,), (padding,), 1)
+        linear_map = _DeclaredConvolution(kernel, size, needs)
+        units = torch.eye(c_in * size, dtype=torch.float64).reshape(-1, c_in, size)
+        label = f"{name} (kernel {tuple(weight.shape)}, stride {stride}, size {size}"
+        yield label, linear_map, linear_map.function(units).flatten(1).T
 
 
 def _build(solver: type[Solver] | str) -> Solver:
@@ -82,7 +119,7 @@ def _check_declarations(subject: Subject, solver: Solver) -> None:
     subject.require(
         isinstance(name, str) and bool(name), "name is the string that users type", repr(name)
     )
-    known = LinearMap.provides
+    known = ConvolutionMap.provides
     subject.require(
         isinstance(needs, tuple) and bool(needs) and set(needs) <= set(known),
         f"needs is a tuple of what it asks of the map, out of {known}",
@@ -97,16 +134,21 @@ def _check_declarations(subject: Subject, solver: Solver) -> None:
 
 
 def _check_problem(
-    subject: Subject, solver: Solver, matrix: Tensor, damping: float, rhs: Tensor, problem: str
+    subject: Subject,
+    solver: Solver,
+    linear_map: LinearMap,
+    matrix: Tensor,
+    damping: float,
+    rhs: Tensor,
+    problem: str,
 ) -> None:
-    linear_map = _DeclaredMap(matrix, solver.needs)
     try:
         prepared = solver.prepare(linear_map, damping)
         results = [prepared.solve(part) for part in (rhs, rhs[:1], 0 * rhs)]
     except _UndeclaredError as error:
         promise = f"on a {problem} it asks the map only for needs = {solver.needs}"
         subject.require(False, promise, str(error))
-    expected = _lstsq(matrix, damping, rhs)
+    expected = _lstsq(matrix, damping, rhs.flatten(1)).reshape(-1, *linear_map.in_shape)
     for result, wanted in zip(results, (expected, expected[:1], 0 * expected), strict=True):
         _check_result(subject, result, wanted, damping, problem, rhs)
 
@@ -119,7 +161,7 @@ def _check_result(
     problem: str,
     rhs: Tensor,
 ) -> None:
-    shape = (len(expected), 2, expected.shape[1] // 2)
+    shape = tuple(expected.shape)
     found = result.solution
     subject.require(
         tuple(found.shape) == shape and found.dtype == torch.float64,
@@ -131,7 +173,7 @@ def _check_result(
     )
     subject.require(result.damping == damping, f"result.damping is {damping}", repr(result.damping))
     subject.require_at_most(
-        norms(found.reshape(expected.shape) - expected),
+        norms(found - expected),
         TOLERANCE * norms(expected),
         f"on a {problem} the solution is that of numpy.linalg.lstsq",
         r=rhs[: len(expected)],
@@ -141,6 +183,33 @@ def _check_result(
 
 class _UndeclaredError(Exception):
     """A solver asked a map for something that it had not declared to need."""
+
+
+class _DeclaredConvolution(ConvolutionMap):
+    """A convolution of one dimension that gives its kernel, and products only where declared."""
+
+    def __init__(self, kernel: Kernel, size: int, needs: tuple[str, ...]) -> None:
+        def convolve(inputs: Tensor) -> Tensor:
+            return torch.nn.functional.conv1d(
+                inputs, kernel.weight, stride=kernel.stride, padding=kernel.padding
+            )
+
+        shape = (kernel.weight.shape[1], size)
+        out_shape = convolve(torch.zeros(1, *shape, dtype=torch.float64)).shape[1:]
+        super().__init__(convolve, shape, out_shape, kernel)
+        self.provides = needs  # type: ignore[misc]
+
+    def apply(self, inputs: Tensor) -> Tensor:
+        self._ask("apply")
+        return super().apply(inputs)
+
+    def adjoint(self, outputs: Tensor) -> Tensor:
+        self._ask("adjoint")
+        return super().adjoint(outputs)
+
+    def _ask(self, what: str) -> None:
+        if what not in self.provides:
+            raise _UndeclaredError(f"it called {what}, which is not among them")
 
 
 class _DeclaredMap(LinearMap):

@@ -77,7 +77,7 @@ def test_a_run_writes_the_page(ablation, tmp_path, monkeypatch):
     assert ablation.main([*options, "--settings", WINE, DIABETES]) == 0
     text = output.read_text()
     assert "from 2 settings" in text
-    assert "seeds: 1 (100 to 100)" in text
+    assert "seeds: 1 (200 to 200)" in text
     assert "these are others" in text
     assert f"| variant | {WINE} | {DIABETES} |" in text
     [row] = [line for line in text.splitlines() if line.startswith("| margin 1 |")][1:]

@@ -241,9 +241,9 @@ def test_whole_run(protocol, monkeypatch, tmp_path, capsys):
     assert written in printed
     assert "This is a stand-in" in written
     assert "240 rows to train on, 60 to choose on, 100 to test on" in written
-    assert [line for line in written.splitlines() if line.startswith("###")] == [
-        "### Split `pool2`",
-        "### Split `output`",
+    assert [line for line in written.splitlines() if line.startswith("##")] == [
+        "## Split `pool2`",
+        "## Split `output`",
     ]
     rows = [line for line in written.splitlines() if line.startswith("|")]
     assert len(rows) == 2 * (2 + 5)
