@@ -24,7 +24,7 @@ from featprop_sklearn.training.component import (
     SplitNetwork,
     TrainingResult,
 )
-from featprop_sklearn.training.losses import TargetLoss, task_losses
+from featprop_sklearn.training.losses import TargetLoss, task_losses, weighted_mean
 from featprop_sklearn.training.row_batches import RowBatches, RowDataset
 
 __all__ = ["GradientTrainer"]
@@ -245,6 +245,7 @@ class GradientTrainer(BaseEstimator):
             pct_start=WARM_UP,
             cycle_momentum=False,
             step_every="batch",
+            event_name=None,
         )
 
     def _fit(
@@ -289,7 +290,8 @@ class _RecordTerms(Callback):
 
 
 def _truth(data: Labelled) -> dict[str, torch.Tensor]:
-    return {"y": data.y, "weight": data.weights}
+    alike = bool((data.weights == data.weights[0]).all())
+    return {"y": data.y} if alike else {"y": data.y, "weight": data.weights}
 
 
 @torch.no_grad()
@@ -299,7 +301,7 @@ def _task_loss(network: SplitNetwork, own: Component, data: Labelled, batch_size
     for inputs, truth in RowBatches(RowDataset(data.inputs, _truth(data)), batch_size):
         losses = task_losses(network(inputs)[0], truth["y"], own.output_targets)
         # skorch averages batch means weighted by rows; the same here, to compare like with like
-        total += len(inputs) * float(torch.dot(losses, truth["weight"]) / truth["weight"].sum())
+        total += len(inputs) * float(weighted_mean(losses, truth.get("weight")))
     return total / len(data)
 
 

@@ -113,16 +113,16 @@ class TargetLoss(nn.Module):
     def forward(self, prediction: tuple[Tensor, Tensor], truth: Mapping[str, Tensor]) -> Tensor:
         """Return the loss of a batch; without targets it is the task term."""
         output, feature = prediction
-        weights = truth["weight"]
+        weights = truth.get("weight")
         smoothing = self.label_smoothing if self.training else 0.0
         losses = task_losses(output, truth["y"], self.output_targets, label_smoothing=smoothing)
-        task = _weighted_mean(losses, weights)
+        task = weighted_mean(losses, weights)
         if not self.training:
             return task
         if "target" not in truth:
             return task
         squared = (feature - truth["target"]).square().reshape(len(feature), -1).mean(dim=1)
-        distance = _weighted_mean(squared, weights)
+        distance = weighted_mean(squared, weights)
         factor = self._factor(task.item(), distance.item())
         self.terms = {
             "task_loss": task.item(),
@@ -151,5 +151,5 @@ class TargetLoss(nn.Module):
         return min(max(self.alpha * mean_task / max(mean_distance, 1e-300), low), high)
 
 
-def _weighted_mean(values: Tensor, weights: Tensor) -> Tensor:
-    return torch.dot(weights, values) / weights.sum()
+def weighted_mean(values: Tensor, weights: Tensor | None) -> Tensor:
+    return values.mean() if weights is None else torch.dot(weights, values) / weights.sum()

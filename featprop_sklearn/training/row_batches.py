@@ -12,6 +12,9 @@ from featprop_sklearn.data import batches
 
 __all__ = ["RowBatches", "RowDataset"]
 
+#: batches whose rows are copied together
+GATHERED = 8
+
 
 class RowDataset(Dataset):
     """Inputs and a dict of what the loss needs, row by row or batch by batch."""
@@ -47,8 +50,15 @@ class RowBatches:
                 yield self.dataset[rows]
             return
         order = torch.randperm(n_samples, generator=self.generator)
-        for rows in batches(n_samples, self.batch_size):
-            yield self.dataset[order[rows].to(self.dataset.inputs.device)]
+        order = order.to(self.dataset.inputs.device)
+        slices = list(batches(n_samples, self.batch_size))
+        for i in range(0, len(slices), GATHERED):
+            # rows of several batches at once: on a small network each time costs as much as a layer
+            group = slices[i : i + GATHERED]
+            first = group[0].start
+            gathered = RowDataset(*self.dataset[order[first : group[-1].stop]])
+            for rows in group:
+                yield gathered[slice(rows.start - first, rows.stop - first)]
 
     def __len__(self) -> int:
         return max(1, -(-len(self.dataset) // self.batch_size))
