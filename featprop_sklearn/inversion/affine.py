@@ -25,6 +25,7 @@ from featprop_sklearn.least_squares import (
     SolveResult,
     choose_solver,
     get_solver,
+    prepare_chosen,
     resolve_damping,
 )
 
@@ -77,10 +78,12 @@ class AffineInverter(Inverter):
         automatic = options.solver == "auto"
         self.solver_name = choose_solver(self.linear_map) if automatic else options.solver
         solver = get_solver(self.solver_name)
-        if options.bounds is None:
-            self._solver = solver.prepare(self.linear_map, self.damping)
-        else:
+        if options.bounds is not None:
             self._bounded = BoundedLeastSquares(self.linear_map, self.damping, options.bounds)
+        elif automatic:
+            self.solver_name, self._solver = prepare_chosen(self.linear_map, self.damping)
+        else:
+            self._solver = solver.prepare(self.linear_map, self.damping)
 
     def invert(self, wanted: Tensor, reference: Tensor) -> SolveResult:
         """Find the nearest preimages."""

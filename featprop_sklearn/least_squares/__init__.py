@@ -1,6 +1,6 @@
 """Linear maps and the solvers of damped least-squares problems over them."""
 
-from featprop_sklearn.least_squares.choice import choose_solver
+from featprop_sklearn.least_squares.choice import choose_solver, prepare_chosen
 from featprop_sklearn.least_squares.convolution_map import ConvolutionMap, Kernel
 from featprop_sklearn.least_squares.damping import check_damping, resolve_damping
 from featprop_sklearn.least_squares.direct import DirectSolver
@@ -47,6 +47,7 @@ __all__ = [
     "check_damping",
     "choose_solver",
     "get_solver",
+    "prepare_chosen",
     "register_solver",
     "resolve_damping",
 ]

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from featprop_sklearn.least_squares.convolution_map import ConvolutionMap
 from featprop_sklearn.least_squares.linear_map import LinearMap
-from featprop_sklearn.least_squares.solver import entries
+from featprop_sklearn.least_squares.solver import PreparedSolver, entries, get_solver
 from featprop_sklearn.least_squares.torus import TorusSolver, embedding
 
-__all__ = ["choose_solver"]
+__all__ = ["choose_solver", "prepare_chosen"]
 
 #: largest dense matrix, and its smaller side
 ENTRIES = 2**25
@@ -42,5 +42,34 @@ def choose_solver(linear_map: LinearMap) -> str:
         torus = embedding(linear_map)
         if torus.frame_size <= TORUS_FRAME and torus.bytes_needed <= TorusSolver().max_bytes:
             return "torus"
+    return _by_matrix(linear_map)
+
+
+def prepare_chosen(linear_map: LinearMap, damping: float) -> tuple[str, PreparedSolver]:
+    """Set up the chosen solver, or the next one where the torus would have to iterate.
+
+    Parameters
+    ----------
+    linear_map : LinearMap
+        A.
+    damping : float
+        λ.
+
+    Returns
+    -------
+    name : str
+        Of the solver.
+    prepared : PreparedSolver
+        Ready for use.
+    """
+    name = choose_solver(linear_map)
+    prepared = get_solver(name).prepare(linear_map, damping)
+    if name == "torus" and not TorusSolver.is_exact(prepared):
+        name = _by_matrix(linear_map)
+        prepared = get_solver(name).prepare(linear_map, damping)
+    return name, prepared
+
+
+def _by_matrix(linear_map: LinearMap) -> str:
     small = min(linear_map.shape) <= SMALLER_SIDE and entries(linear_map) <= ENTRIES
     return "direct" if small and "matrix" in linear_map.provides else "torch"

@@ -74,6 +74,11 @@ class TorusSolver(Solver):
         exact = _Exact.attempt(linear_map, torus, damping)
         return exact or _Preconditioned(linear_map, torus, damping)
 
+    @staticmethod
+    def is_exact(prepared: PreparedSolver) -> bool:
+        """Whether a solver that was prepared here needs no iterations."""
+        return isinstance(prepared, _Exact)
+
 
 def embedding(linear_map: ConvolutionMap) -> TorusEmbedding:
     """Lay the convolution, or the one whose adjoint the map is, on its torus."""
@@ -150,11 +155,9 @@ class _Exact(_OnTorus):
             return None
         # any values, not only those that A or A' gives: a singular system shows by them
         shape = linear_map.out_shape if self.wide else linear_map.in_shape
-        generator = torch.Generator(linear_map.device).manual_seed(0)
-        probe = torch.randn(1, *shape, generator=generator, dtype=torch.float64).to(
-            torus.symbol.device
-        )
-        wanted = self.split(probe)
+        generator = torch.Generator().manual_seed(0)
+        probe = torch.randn(1, *shape, generator=generator, dtype=torch.float64)
+        wanted = self.split(probe.to(torus.symbol.device))
         for self.refinements in range(MAX_REFINEMENTS + 1):
             remainder = self._remainder(wanted, self._refined(wanted))
             if float(remainder.norm() / wanted.norm()) <= EXACT:

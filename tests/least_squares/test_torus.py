@@ -9,7 +9,12 @@ from torch import nn
 
 from featprop_sklearn import LayerInverter
 from featprop_sklearn.inversion.affine import convolution_map
-from featprop_sklearn.least_squares import FunctionMap, TorusSolver, choose_solver
+from featprop_sklearn.least_squares import (
+    FunctionMap,
+    TorusSolver,
+    choose_solver,
+    prepare_chosen,
+)
 from featprop_sklearn.least_squares.conjugate_gradients import conjugate_gradients
 from featprop_sklearn.least_squares.torus_embedding import TorusEmbedding
 from featprop_sklearn.least_squares.torus_gram import TorusGram
@@ -195,3 +200,12 @@ def test_a_layer_inverted_by_it(layer):
         by_torus.inverse_transform(Y), by_matrix.inverse_transform(Y), atol=1e-5
     )
     assert by_torus.result_.solver == "torus"
+
+
+def test_auto_takes_the_matrix_where_the_torus_would_have_to_iterate():
+    torch.manual_seed(0)
+    layer = nn.Conv2d(4, 4, 3, padding=1).double().requires_grad_(False)
+    layer.weight -= layer.weight.mean(dim=(2, 3), keepdim=True)  # nothing passes at frequency 0
+    linear_map = convolution_map(layer, (4, 17, 17))
+    assert choose_solver(linear_map) == "torus"
+    assert [prepare_chosen(linear_map, damping)[0] for damping in (0.0, 0.1)] == ["direct", "torus"]
