@@ -23,7 +23,7 @@ from featprop_sklearn.training.losses import task_losses
 __all__ = ["AutoTrainer"]
 
 #: the polish takes batches of this share of the rows, within limits
-BATCHES_AN_EPOCH = 12
+BATCHES_AN_EPOCH = 10
 BATCH_LIMITS = (32, 256)
 #: steps at least, on few rows, and at most, on many, where that leaves enough epochs
 STEP_LIMITS = (300, 600)
@@ -63,7 +63,7 @@ class AutoTrainer(BaseEstimator):
 
     Notes
     -----
-    A polish takes batches of a twelfth of the rows, but 32 to 256 of them, whatever the
+    A polish takes batches of a tenth of the rows, but 32 to 256 of them, whatever the
     estimator's ``batch_size`` (but all rows at once for the default network), and its
     ``max_epochs`` are raised or lowered to make 300 to 600 steps. Where every
     polish does harm, one at a twentieth of the rate and a tenth of the weight decay is tried.

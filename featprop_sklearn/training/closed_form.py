@@ -46,9 +46,10 @@ class ClosedFormTrainer(BaseEstimator):
     layer of a classifier is refitted by logistic regression before and after each sweep. No
     learning rate, no epochs.
 
-    Linear, convolution and transposed convolution layers are refitted; others stay as they
-    are. A sweep that worsens the held-out loss (without a hold-out: the training loss) is
-    taken back, and ends the training.
+    Linear, convolution and transposed convolution layers are refitted; the statistics of
+    BatchNorm are re-estimated first, unless that raises the loss; others stay as they are. A
+    sweep that worsens the held-out loss (without a hold-out: the training loss) is taken back,
+    and ends the training.
 
     Parameters
     ----------

@@ -546,3 +546,36 @@ def test_parameters_outside_their_range_are_refused(parameters, message):
         ClosedFormTrainer(**parameters).check()
     with pytest.raises(ValueError, match=message):
         FeatureBackpropClassifier(trainer=ClosedFormTrainer(**parameters)).fit(IRIS, KINDS)
+
+
+# BatchNorm --------------------------------------------------------------------------------
+
+
+def normalised_net(offset):
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 3)).double()
+    optimiser = torch.optim.Adam(net.parameters(), lr=1e-2)
+    for _ in range(100):
+        optimiser.zero_grad()
+        nn.functional.cross_entropy(net(torch.tensor(IRIS)), torch.tensor(KINDS)).backward()
+        optimiser.step()
+    with torch.no_grad():
+        net[1].running_mean += offset
+    return net.eval()
+
+
+def test_statistics_of_batch_norm_follow_the_data_where_that_helps():
+    net = normalised_net(offset=5.0)
+    result = ClosedFormTrainer(sweeps=0).train(component(net, IRIS, KINDS), batch_size=64)
+    with torch.no_grad():
+        expected = net[0](torch.tensor(IRIS)).mean(dim=0)
+    torch.testing.assert_close(result.state[1]["running_mean"], expected)
+
+
+def test_statistics_of_batch_norm_stay_where_new_ones_do_harm():
+    net = normalised_net(offset=0.0)
+    few = KINDS == 0  # one class alone, whose own statistics hide what it is
+    part = component(net, IRIS[few], KINDS[few])
+    before = net[1].running_mean.clone()
+    result = ClosedFormTrainer(sweeps=0).train(part, batch_size=64)
+    assert torch.equal(result.state[1]["running_mean"], before)
