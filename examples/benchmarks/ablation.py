@@ -18,7 +18,6 @@ import os
 import sys
 import time
 from collections.abc import Callable, Sequence
-from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +31,7 @@ from joblib import Parallel, delayed
 from methods import METHODS, TUNED
 from post_training import FIRST_SEED
 from report import MISSING, by_setting, markdown
-from settings import SETTINGS, Problem, Setting, prepare
+from settings import Problem, Setting, matching, prepare
 from threadpoolctl import threadpool_limits
 from torch import nn
 
@@ -133,11 +132,7 @@ NOT_FOR_VALUES = ("margin 1", "margin 3", "C 1", "no label smoothing")  # they w
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run every variant and write the page."""
     options = parse(arguments)
-    settings = [
-        setting
-        for setting in SETTINGS
-        if any(fnmatch(setting.name, pattern) for pattern in options.settings)
-    ]
+    settings = matching(options.settings)
     seeds = range(options.first_seed, options.first_seed + options.seeds)
     visits = [(setting, seed) for seed in seeds for setting in settings]
     jobs = min(options.jobs, os.cpu_count() or 1)  # more would falsify the times

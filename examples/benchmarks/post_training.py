@@ -22,7 +22,6 @@ import sys
 import time
 import traceback
 from collections.abc import Sequence
-from fnmatch import fnmatch
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -35,7 +34,7 @@ from methods import MEMORY, METHODS, OURS, TARGETS, TUNED
 from networks import adamw
 from report import write_report
 from rivals import Tuning
-from settings import SETTINGS, Problem, Setting, prepare
+from settings import Problem, Setting, matching, prepare
 from store import load_entries, read_scores, result_file, save_entries
 from threadpoolctl import threadpool_limits
 
@@ -45,11 +44,7 @@ FIRST_SEED = 200  # those below were looked at while the defaults of AutoTrainer
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run what is asked for and not there yet, then write the report; 1 if anything failed."""
     options = parse(arguments)
-    settings = [
-        setting
-        for setting in SETTINGS
-        if any(fnmatch(setting.name, pattern) for pattern in options.settings)
-    ]
+    settings = matching(options.settings)
     failures = [] if options.report_only else run(settings, options)
     scores = read_scores(options.results)
     if scores.empty:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatch
 from functools import cache
 from typing import NamedTuple
 
@@ -89,6 +90,11 @@ SETTINGS = (
     *(Setting("digits", shift, network) for network in ("cnn", "bn_cnn") for shift in IMAGE_SHIFTS),
     *(Setting(data, shift, "mlp") for data, shifts in TABLE_SHIFTS.items() for shift in shifts),
 )
+
+
+def matching(patterns: Sequence[str]) -> list[Setting]:
+    """Return the settings whose names match any of the patterns, such as 'digits-*-cnn'."""
+    return [s for s in SETTINGS if any(fnmatch(s.name, pattern) for pattern in patterns)]
 
 
 @dataclass(frozen=True)

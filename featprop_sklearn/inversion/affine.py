@@ -76,14 +76,15 @@ class AffineInverter(Inverter):
         _require_affine(layer, self.linear_map, in_shape)
         self.damping = resolve_damping(self.linear_map, options.damping)
         automatic = options.solver == "auto"
+        if automatic and options.bounds is None:
+            self.solver_name, self._solver = prepare_chosen(self.linear_map, self.damping)
+            return
         self.solver_name = choose_solver(self.linear_map) if automatic else options.solver
         solver = get_solver(self.solver_name)
-        if options.bounds is not None:
-            self._bounded = BoundedLeastSquares(self.linear_map, self.damping, options.bounds)
-        elif automatic:
-            self.solver_name, self._solver = prepare_chosen(self.linear_map, self.damping)
-        else:
+        if options.bounds is None:
             self._solver = solver.prepare(self.linear_map, self.damping)
+        else:
+            self._bounded = BoundedLeastSquares(self.linear_map, self.damping, options.bounds)
 
     def invert(self, wanted: Tensor, reference: Tensor) -> SolveResult:
         """Find the nearest preimages."""

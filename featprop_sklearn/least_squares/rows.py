@@ -7,7 +7,7 @@ from math import prod
 import torch
 from torch import Tensor
 
-__all__ = ["as_rows", "per_row", "row_dots", "row_norms"]
+__all__ = ["as_rows", "per_row", "row_dots", "row_norms", "row_products"]
 
 
 def as_rows(values: Tensor) -> Tensor:
@@ -23,6 +23,11 @@ def row_dots(left: Tensor, right: Tensor) -> Tensor:
 def row_norms(values: Tensor) -> Tensor:
     """Return the Euclidean norm of each sample, shape ``(n_samples,)``."""
     return torch.linalg.vector_norm(as_rows(values), dim=1)
+
+
+def row_products(matrices: Tensor, vectors: Tensor) -> Tensor:
+    """Multiply each sample's matrix (m, n) with its vector (n,)."""
+    return (matrices @ vectors[..., None])[..., 0]
 
 
 def per_row(scalars: Tensor, like: Tensor) -> Tensor:

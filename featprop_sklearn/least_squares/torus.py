@@ -56,6 +56,9 @@ class TorusSolver(Solver):
         ValueError
             Naming the map, its size and the alternatives.
         """
+        self._embed(linear_map)
+
+    def _embed(self, linear_map: LinearMap) -> TorusEmbedding:
         super().check(linear_map)
         assert isinstance(linear_map, ConvolutionMap)
         torus = embedding(linear_map)
@@ -65,12 +68,12 @@ class TorusSolver(Solver):
                 f"{torus.frame_size} unknowns, {torus.bytes_needed / 2**30:.1f} GiB in all, more "
                 f"than {self.max_bytes / 2**30:.1f} GiB. Use solver='auto' or solver='torch'."
             )
+        return torus
 
     def prepare(self, linear_map: LinearMap, damping: float) -> PreparedSolver:
         """Factorise once."""
-        self.check(linear_map)
+        torus = self._embed(linear_map)
         assert isinstance(linear_map, ConvolutionMap)
-        torus = embedding(linear_map)
         exact = _Exact.attempt(linear_map, torus, damping)
         return exact or _Preconditioned(linear_map, torus, damping)
 

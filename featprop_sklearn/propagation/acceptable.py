@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from featprop_sklearn.least_squares.rows import as_rows
 from featprop_sklearn.output_targets import Conditions, OutputTargets
 from featprop_sklearn.propagation.downstream import Downstream, Tail
 from featprop_sklearn.propagation.restarts import borrowed_start, scattered_start
@@ -98,7 +99,7 @@ def nearest_acceptable(
     met = conditions.violation(conditions.slack(output)) <= (aim if conditions.equality else 0)
     status = ["met" if ok else "not_finite" for ok in met.tolist()]
     targets = feature.clone()
-    finite = torch.isfinite(output.flatten(1) if output.ndim > 1 else output[:, None]).all(dim=1)
+    finite = torch.isfinite(as_rows(output)).all(dim=1)
     rows = torch.nonzero(finite & ~met)[:, 0]
     known = feature[met], conditions[met]
     for part in rows.split(_rows_at_a_time(feature, conditions)) if len(rows) else ():
@@ -119,7 +120,7 @@ def _find(
     refinements: int,
 ) -> Moves:
     """Search from the features, and from elsewhere where that fails."""
-    flat = downstream.feature.reshape(len(downstream), -1)
+    flat = as_rows(downstream.feature)
     limits = None
     if allowed is not None:
         # a feature that rounding puts outside its range may stay there
@@ -172,7 +173,7 @@ def _within(allowed: tuple[float, float] | None, feature: Tensor, move: Tensor) 
 
 def _aim(conditions: Conditions, output: Tensor) -> Tensor:
     """Return the unit of precision of each sample: on the scale of its logits, or of its y."""
-    logits = conditions.to_logits(output[:, None] if output.ndim == 1 else output).abs().amax(dim=1)
+    logits = conditions.to_logits(as_rows(output)).abs().amax(dim=1)
     precision = torch.finfo(logits.dtype)
     size = conditions.bounds.abs().amax(dim=1) if conditions.equality else logits
     return torch.maximum(AIM * size, 4 * precision.eps * logits).clamp_min(precision.tiny)

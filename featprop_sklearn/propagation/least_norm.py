@@ -13,6 +13,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from featprop_sklearn.least_squares.rows import row_products
 from featprop_sklearn.propagation.quadratic import nonnegative_maximum
 
 __all__ = ["Range", "least_norm"]
@@ -108,8 +109,8 @@ class _Dual:
         free = self.jacobian * (pulled == step)[:, None]
         hessian = free @ self.jacobian.mT
         hessian.diagonal(dim1=1, dim2=2).add_(REGULARISATION)
-        gradient = self.bound - _times(self.jacobian, step) - REGULARISATION * multipliers
-        linear = gradient + _times(hessian, multipliers)
+        gradient = self.bound - row_products(self.jacobian, step) - REGULARISATION * multipliers
+        linear = gradient + row_products(hessian, multipliers)
         goal = (
             torch.linalg.solve(hessian, linear)
             if equality
@@ -117,7 +118,7 @@ class _Dual:
         )
         way = goal - multipliers
         share = 1.0 if self.allowed is None else self.share(multipliers, way, pulled)
-        return multipliers + share * way, _times(hessian, way).abs().amax(dim=1)
+        return multipliers + share * way, row_products(hessian, way).abs().amax(dim=1)
 
     def share(self, multipliers: Tensor, way: Tensor, pulled: Tensor) -> Tensor:
         """Return how far to go: all the way, or to within half of the maximum on it."""
@@ -140,13 +141,9 @@ class _Dual:
         return low
 
     def pull(self, multipliers: Tensor) -> Tensor:
-        return _times(self.jacobian.mT, multipliers)
+        return row_products(self.jacobian.mT, multipliers)
 
     def clip(self, pulled: Tensor) -> Tensor:
         if self.allowed is None:
             return pulled
         return torch.minimum(torch.maximum(pulled, self.allowed[0]), self.allowed[1])
-
-
-def _times(matrix: Tensor, vector: Tensor) -> Tensor:
-    return (matrix @ vector[..., None])[..., 0]

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from featprop_sklearn.least_squares.rows import row_products
+
 __all__ = ["nonnegative_maximum"]
 
 #: slopes below this share of the largest one are taken for zero
@@ -51,7 +53,7 @@ def nonnegative_maximum(matrix: Tensor, linear: Tensor) -> Tensor:
         system = torch.where(among, matrix, eye)
         x = torch.linalg.solve(system, torch.where(positive, linear, 0.0))
         found[live] = x
-        slope = linear - (matrix @ x[..., None])[..., 0]
+        slope = linear - row_products(matrix, x)
         tiny = TOLERANCE * linear.abs().amax(dim=1, keepdim=True)
         wrong = torch.where(positive, x < 0, slope > tiny)
         count = wrong.sum(dim=1)

@@ -15,6 +15,7 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor
 
+from featprop_sklearn.least_squares.rows import row_products
 from featprop_sklearn.propagation.downstream import Downstream
 from featprop_sklearn.propagation.least_norm import Range, least_norm
 
@@ -64,10 +65,9 @@ class Moves:
 
     def improve(self, rows: Tensor, other: Moves) -> None:
         """Take over what another search reached for some of the samples."""
-        for field in fields(self):
-            getattr(self, field.name)[rows[other.reached]] = getattr(other, field.name)[
-                other.reached
-            ]
+        better = other.reached
+        for mine, theirs in zip(vars(self).values(), vars(other).values(), strict=True):
+            mine[rows[better]] = theirs[better]
 
 
 def search(
@@ -219,7 +219,7 @@ class _Walk:
     def step(self, on: Tensor, linear: _Linear, violation: Tensor, inside: Tensor) -> Tensor:
         """Set the next step of some samples; return which of them have none."""
         base = torch.where(inside[:, None], 0, self.now)
-        bound = self.beyond - linear.slack + _times(linear.jacobian, self.now - base)
+        bound = self.beyond - linear.slack + row_products(linear.jacobian, self.now - base)
         step, multipliers = least_norm(
             linear.jacobian,
             torch.where(linear.used, bound, -torch.inf),
@@ -258,7 +258,3 @@ class _Linear:
     used: Tensor
     slack: Tensor
     jacobian: Tensor
-
-
-def _times(matrix: Tensor, vector: Tensor) -> Tensor:
-    return (matrix @ vector[..., None])[..., 0]

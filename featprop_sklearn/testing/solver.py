@@ -185,8 +185,18 @@ class _UndeclaredError(Exception):
     """A solver asked a map for something that it had not declared to need."""
 
 
-class _DeclaredConvolution(ConvolutionMap):
-    """A convolution of one dimension that gives its kernel, and products only where declared."""
+class _Declared:
+    """What a map gives: only what a solver declared."""
+
+    provides: tuple[str, ...]
+
+    def _ask(self, what: str) -> None:
+        if what not in self.provides:
+            raise _UndeclaredError(f"it called {what}, which is not among them")
+
+
+class _DeclaredConvolution(_Declared, ConvolutionMap):
+    """A convolution of one dimension."""
 
     def __init__(self, kernel: Kernel, size: int, needs: tuple[str, ...]) -> None:
         def convolve(inputs: Tensor) -> Tensor:
@@ -197,7 +207,7 @@ class _DeclaredConvolution(ConvolutionMap):
         shape = (kernel.weight.shape[1], size)
         out_shape = convolve(torch.zeros(1, *shape, dtype=torch.float64)).shape[1:]
         super().__init__(convolve, shape, out_shape, kernel)
-        self.provides = needs  # type: ignore[misc]
+        self.provides = needs
 
     def apply(self, inputs: Tensor) -> Tensor:
         self._ask("apply")
@@ -207,17 +217,13 @@ class _DeclaredConvolution(ConvolutionMap):
         self._ask("adjoint")
         return super().adjoint(outputs)
 
-    def _ask(self, what: str) -> None:
-        if what not in self.provides:
-            raise _UndeclaredError(f"it called {what}, which is not among them")
 
-
-class _DeclaredMap(LinearMap):
-    """A matrix on inputs of two dimensions that gives only what was declared."""
+class _DeclaredMap(_Declared, LinearMap):
+    """A matrix on inputs of two dimensions."""
 
     def __init__(self, matrix: Tensor, needs: tuple[str, ...]) -> None:
         super().__init__((2, matrix.shape[1] // 2), (matrix.shape[0],))
-        self.provides = needs  # type: ignore[misc]
+        self.provides = needs
         self._hidden = matrix
 
     def apply(self, inputs: Tensor) -> Tensor:
@@ -235,10 +241,6 @@ class _DeclaredMap(LinearMap):
     def sparse(self) -> Any:
         self._ask("sparse")
         return sparse.csr_matrix(self._hidden.numpy())
-
-    def _ask(self, what: str) -> None:
-        if what not in self.provides:
-            raise _UndeclaredError(f"it called {what}, which is not among them")
 
 
 def _matrix(rows: int, columns: int, rank: int, generator: np.random.Generator) -> Tensor:

@@ -13,7 +13,7 @@ from featprop_sklearn.data import batches
 from featprop_sklearn.output_targets import OutputTargets
 from featprop_sklearn.training.component import Labelled
 
-__all__ = ["TargetLoss", "mean_task_loss", "task_losses"]
+__all__ = ["TargetLoss", "mean_task_loss", "task_losses", "weighted_mean"]
 
 WEIGHT_RANGE = (1e-5, 10.0)
 
@@ -152,4 +152,5 @@ class TargetLoss(nn.Module):
 
 
 def weighted_mean(values: Tensor, weights: Tensor | None) -> Tensor:
+    """Return Σwv/Σw; the plain mean where there are no weights."""
     return values.mean() if weights is None else torch.dot(weights, values) / weights.sum()
