@@ -10,8 +10,9 @@ refits on all. Run it from the top of the repository::
     python examples/benchmarks/post_training.py --jobs 2
 
 Results are kept, one file a setting and seed: an interrupted run goes on where it stopped,
-and ``--methods auto --redo`` computes one method anew. The tables go to ``docs/benchmarks.md``,
-the picture beside it, the raw figures to ``results.csv`` in the results folder.
+and ``--methods auto --redo`` computes one method anew. The tables go to their part of
+``docs/benchmarks.md``, the picture beside it, the raw figures to ``results.csv`` in the folder of
+results.
 """
 
 from __future__ import annotations

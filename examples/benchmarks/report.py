@@ -1,4 +1,4 @@
-"""The page, the picture and the CSV file, all from the stored results."""
+"""The part of the page, the picture and the CSV file, all from the stored results."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from comparison import LEVEL, Verdict, compare
 from feature_backpropagation import ALPHAS, QUALITY
 from methods import METHODS, RIVALS, TARGETS, YARDSTICK
 from networks import WEIGHT_DECAY
+from page import write_part
 from picture import draw
 from rivals import LENGTHS, RATES
 from settings import HELD_OUT, NOISE, PRETRAINED_ON
@@ -43,7 +44,7 @@ def write_report(results: Path, page: Path, ours: str) -> None:
         memory_section(read_memory(results)),
         targets_section(read_targets(results)),
     ]
-    page.write_text("\n\n".join(part for part in parts if part) + "\n")
+    write_part(page, "post_training", "\n\n".join(part for part in parts if part))
 
 
 def judge(scores: pd.DataFrame, ours: str) -> dict[str, Verdict]:
@@ -89,7 +90,7 @@ def introduction(scores: pd.DataFrame) -> str:
     sizes = " and ".join(f"{size:,}" for size in sorted(set(PRETRAINED_ON.values())))
     rates, lengths = (", ".join(f"{value:g}" for value in grid) for grid in (RATES, LENGTHS))
     alphas = ", ".join(f"{alpha:g}" for alpha in ALPHAS)
-    return f"""# Benchmarks: post-training on shifted data
+    return f"""## Post-training on shifted data
 
 Written by `examples/benchmarks/post_training.py` (torch {torch.__version__.partition("+")[0]},
 scikit-learn {sklearn.__version__}) from {len(seeds)} settings; seeds a setting: {count}.
@@ -137,7 +138,7 @@ def summary(
     if not rows:
         return ""
     return (
-        f"## Summary: {METHODS[ours].label}\n\n"
+        f"### Summary: {METHODS[ours].label}\n\n"
         "The best rival is the one with the highest mean on the *test* data of the setting: no\n"
         "user could have known it.\n\n" + markdown(pd.DataFrame(rows).T, "group")
     )
@@ -145,7 +146,7 @@ def summary(
 
 def scores_section(scores: pd.DataFrame) -> str:
     """Mean ± standard deviation over the seeds."""
-    parts = ["## Scores", "Mean ± standard deviation over the seeds; the best mean is bold."]
+    parts = ["### Scores", "Mean ± standard deviation over the seeds; the best mean is bold."]
     for group, title in GROUPS.items():
         rows = {}
         for setting, table in by_setting(scores[scores["group"] == group], "score"):
@@ -157,7 +158,7 @@ def scores_section(scores: pd.DataFrame) -> str:
                 for name in METHODS
             }
         if rows:
-            parts += [f"### {title}", markdown(pd.DataFrame(rows).T, "setting")]
+            parts += [f"#### {title}", markdown(pd.DataFrame(rows).T, "setting")]
     return "\n\n".join(parts)
 
 
@@ -180,7 +181,7 @@ def verdict_section(verdicts: dict[str, Verdict], ours: str) -> str:
         for setting, verdict in verdicts.items()
     }
     return (
-        f"## {METHODS[ours].label.capitalize()} against each rival\n\n"
+        f"### {METHODS[ours].label.capitalize()} against each rival\n\n"
         "Mean difference in points (0.01 of the score), and the p value of the paired Wilcoxon\n"
         f"test, corrected for the rivals of the setting (Holm); significant is p < {LEVEL:g}.\n\n"
         + markdown(pd.DataFrame(rows).T, "setting")
@@ -194,7 +195,7 @@ def time_section(ratios: pd.DataFrame) -> str:
     shown = ratios.rename(columns={name: METHODS[name].label for name in ratios})
     cells = shown.map(lambda ratio: MISSING if np.isnan(ratio) else f"{ratio:.2f}")
     return (
-        "## Time\n\n"
+        "### Time\n\n"
         f"As a multiple of the {METHODS[YARDSTICK].label} grid's, refit included; median over the\n"
         "seeds.\n\n" + markdown(cells, "setting")
     )
@@ -212,7 +213,7 @@ def memory_section(memory: pd.DataFrame) -> str:
         for rule, found in memory.groupby("rule", sort=False)
     }
     return (
-        "## Targets remembered\n\n"
+        "### Targets remembered\n\n"
         "Time of all fits of a grid over every split and two values of alpha, without epochs, so\n"
         "that the targets and the fixed cost of a fit are all that counts; medians. The layerwise\n"
         "rule gets all splits from one sweep, the joint rule each split's targets once.\n\n"
@@ -234,7 +235,7 @@ def targets_section(targets: pd.DataFrame) -> str:
             for rule in TARGETS
         }
     return (
-        "## Feature targets, split by split\n\n"
+        "### Feature targets, split by split\n\n"
         "Of the pretrained network on the shifted training rows, margin as by default, mean over\n"
         "the seeds. *repair*: share of the samples that the network gets wrong whose target,\n"
         "pushed forward, is classified as its label; *kept*: the same among those it gets right;\n"

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from featprop_sklearn.data import to_array
 from featprop_sklearn.estimators.base import FeatureBackpropBase
+from featprop_sklearn.least_squares import Solver
 from featprop_sklearn.networks import Network
 from featprop_sklearn.output_targets import OutputTargets
 
@@ -40,8 +41,8 @@ class FeatureBackpropRegressor(RegressorMixin, FeatureBackpropBase):
         :class:`GradientTrainer`, the published way.
     alpha : float, default=None
         Shortcut for ``trainer=GradientTrainer(alpha=alpha)``.
-    solver : {"auto", "direct", "lsqr", "torch", "torus"}, default="auto"
-        Least-squares solver of affine layers.
+    solver : {"auto", "direct", "sparse", "torus", "torch", "lsqr"} or Solver, default="auto"
+        Least-squares solver of affine layers, see :class:`LayerInverter`.
     damping : "auto" or float, default="auto"
         λ of the damped least-squares problems.
     input_shape : tuple of int, default=None
@@ -108,7 +109,7 @@ class FeatureBackpropRegressor(RegressorMixin, FeatureBackpropBase):
         target_step: float = 1.0,
         trainer: object = "auto",
         alpha: float | None = None,
-        solver: str = "auto",
+        solver: str | Solver = "auto",
         damping: float | str = "auto",
         input_shape: tuple[int, ...] | None = None,
         validation_fraction: float | str = "auto",

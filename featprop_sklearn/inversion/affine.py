@@ -15,6 +15,7 @@ from torch import Size, Tensor, nn
 from featprop_sklearn.inversion.base import InversionOptions, Inverter
 from featprop_sklearn.inversion.bounded import BoundedLeastSquares
 from featprop_sklearn.least_squares import (
+    AutoSolver,
     ConvolutionMap,
     DiagonalMap,
     FunctionMap,
@@ -23,9 +24,7 @@ from featprop_sklearn.least_squares import (
     MatrixMap,
     SelectionMap,
     SolveResult,
-    choose_solver,
     get_solver,
-    prepare_chosen,
     resolve_damping,
 )
 
@@ -58,8 +57,6 @@ class AffineInverter(Inverter):
         A, on one channel or row where the layer treats all of them alike.
     damping : float
         λ, decided once.
-    solver_name : str
-        Name of the least-squares solver.
 
     Raises
     ------
@@ -68,19 +65,16 @@ class AffineInverter(Inverter):
     """
 
     supports_bounds = True
+    reusable = True
     method = "least squares"
 
     def __init__(self, layer: nn.Module, in_shape: Size, options: InversionOptions) -> None:
         super().__init__(layer, in_shape, options)
         self.linear_map = _BUILDERS[_registered_type(layer)](layer, in_shape)
         _require_affine(layer, self.linear_map, in_shape)
-        self.damping = resolve_damping(self.linear_map, options.damping)
-        automatic = options.solver == "auto"
-        if automatic and options.bounds is None:
-            self.solver_name, self._solver = prepare_chosen(self.linear_map, self.damping)
-            return
-        self.solver_name = choose_solver(self.linear_map) if automatic else options.solver
-        solver = get_solver(self.solver_name)
+        solver = get_solver(options.solver)
+        auto = solver if isinstance(solver, AutoSolver) else None
+        self.damping = resolve_damping(self.linear_map, options.damping, auto)
         if options.bounds is None:
             self._solver = solver.prepare(self.linear_map, self.damping)
         else:
@@ -153,11 +147,10 @@ def _linear(layer: nn.Linear, in_shape: Size) -> LinearMap:
 
 def convolution_map(layer: nn.Module, in_shape: Size) -> LinearMap:
     """Return the linear part of a convolution, with its kernel where it pads by zeros."""
-    bare = _without_constants(layer)
-    plain = _function_map(bare, in_shape)
     if layer.padding_mode != "zeros":
-        return plain
-    return ConvolutionMap(bare, plain.in_shape, plain.out_shape, _kernel(layer))
+        return _function_map(_without_constants(layer), in_shape)
+    probe = torch.zeros(1, *in_shape, dtype=torch.float64, device=_device(layer))
+    return ConvolutionMap(_kernel(layer), in_shape, layer(probe).shape[1:])
 
 
 def _kernel(layer: Any) -> Kernel:

@@ -9,7 +9,7 @@ from typing import ClassVar
 
 from torch import Size, Tensor, nn
 
-from featprop_sklearn.least_squares import SolveResult, check_damping, get_solver
+from featprop_sklearn.least_squares import Solver, SolveResult, check_damping, get_solver
 
 __all__ = ["Bounds", "ClosedForm", "InversionOptions", "Inverter", "UnsupportedLayerError"]
 
@@ -26,22 +26,21 @@ class InversionOptions:
 
     Attributes
     ----------
-    solver : str
-        ``"auto"`` or the name of a least-squares solver; read by affine layers.
+    solver : str or Solver
+        A least-squares solver or its name; read by affine layers.
     damping : "auto" or float
         λ of the damped problem; read by affine layers and composite stages.
     bounds : tuple of (low, high) or None
         Closed range that the preimages must stay in.
     """
 
-    solver: str = "auto"
+    solver: str | Solver = "auto"
     damping: str | float = "auto"
     bounds: Bounds | None = None
 
     def __post_init__(self) -> None:
         """Refuse a solver or a damping that does not exist, whether it will be read or not."""
-        if self.solver != "auto":
-            get_solver(self.solver)
+        get_solver(self.solver)
         check_damping(self.damping)
 
 
@@ -64,6 +63,9 @@ class Inverter(ABC):
     supports_bounds: ClassVar[bool] = False
     #: how the inversion works, in a word; shown by ``describe``
     method: ClassVar[str] = "closed form"
+    #: whether :meth:`invert` leaves the inverter as it is, so that one set-up may serve all
+    #: layers of equal weights
+    reusable: ClassVar[bool] = False
     #: whether each entry of the input has one entry of the output of its own
     elementwise: ClassVar[bool] = False
 

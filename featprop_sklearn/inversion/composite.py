@@ -21,10 +21,12 @@ SHARE = 1e-4
 PROGRESS = 1e-3
 ROUNDING = 1e-13
 STOP = 1e-7
-#: μ relative to σ_max
-SMALLEST_TRUST, LARGEST_TRUST = 1e-3, 1e2
+#: λ and μ relative to σ_max
+SMALLEST_TRUST, FIRST_TRUST, LARGEST_TRUST = 1e-3, 1e-2, 1e2
 MAX_STEPS = 50
 MAX_HALVINGS = 8
+#: with "auto", steps in which neither the merit falls by a fifth nor its slope by half
+PATIENCE = 5
 
 
 class GaussNewton(Inverter):
@@ -41,8 +43,10 @@ class GaussNewton(Inverter):
     affine stage and otherwise tends to a stationary point, slowly where the wanted output
     stays far; it is never worse than the reference.
 
-    A number as ``damping`` is the λ of ``‖f(x) − y‖² + λ²‖x − x0‖²``. With "auto" the
-    steps use λ = σ_max(J)/1e3 and the output is still met as far as possible.
+    A number as ``damping`` is the λ of ``‖f(x) − y‖² + λ²‖x − x0‖²``. With "auto" every
+    sample has a λ of its own, 1e-2 σ_max(J) at first, smaller after full steps and larger
+    after shortened ones (iteratively regularised Gauss-Newton, Bakushinskii 1992), and the
+    output is still met as far as possible; a sample that hardly gets nearer is given up.
 
     Raises
     ------
@@ -52,7 +56,8 @@ class GaussNewton(Inverter):
 
     def __init__(self, layer: nn.Module, in_shape: Size, options: InversionOptions) -> None:
         super().__init__(layer, in_shape, options)
-        self.penalty = 0.0 if options.damping == "auto" else float(options.damping)
+        self.automatic = options.damping == "auto"
+        self.penalty = 0.0 if self.automatic else float(options.damping)
         self._check_differentiable()
 
     def _check_differentiable(self) -> None:
@@ -96,28 +101,31 @@ class GaussNewton(Inverter):
             state.steps += 1
             rows = state.active.nonzero()[:, 0]
             part = state.select(rows)
-            damping = max(damping, self._step(part))
+            damping = self._step(part)
             state.update(rows, part)
         return self._result(state, damping)
 
     def _step(self, state: _Search) -> float:
-        """Move every sample that can be moved; return the λ of the steps."""
+        """Move every sample that can be moved; return their largest λ."""
         jacobian = linearise(self.layer, state.x)
-        sigma = _largest_singular_values(jacobian, state.residual)
-        automatic = self.options.damping == "auto"
-        damping = sigma * SMALLEST_TRUST if automatic else torch.full_like(sigma, self.penalty)
+        sigma = state.largest_singular_values(jacobian)
+        damping = sigma * state.trust if self.automatic else torch.full_like(sigma, self.penalty)
         gradient = state.gradient(jacobian)
         # a step that damping holds back makes hardly any progress: restoring then helps more
         progress = ROUNDING if self.penalty else PROGRESS
         offset = state.x - state.reference
         centred = jacobian.damped(state.residual + jacobian.apply(offset), damping) - offset
-        moved = state.try_step(centred, gradient, progress)
-        if not bool(moved.all()):
+        length = state.try_step(centred, gradient, progress)
+        stuck = (length == 0) & ~state.met()
+        if stuck.any():
             step = self._restoring(jacobian, state, sigma)
-            restored = state.try_step(step, gradient, ROUNDING, only=~moved)
-            state.adapt(moved, restored)
-            done = state.stationary(gradient, sigma, STOP) | (state.trust >= LARGEST_TRUST)
-            state.active = moved | restored | ~done
+            length = length + state.try_step(step, gradient, ROUNDING, only=stuck)
+        state.adapt(length, torch.ones_like(stuck) if self.automatic else stuck)
+        done = state.stationary(gradient, sigma, STOP) | (state.trust >= LARGEST_TRUST)
+        state.active = (length > 0) | ~done
+        if self.automatic:
+            # λ > 0 holds centred steps short of an output that a restoring one has met
+            state.active &= ~state.met() & state.promising(gradient, sigma)
         return float(damping.max())
 
     def _restoring(
@@ -135,7 +143,7 @@ class GaussNewton(Inverter):
     def _result(self, state: _Search, damping: float) -> SolveResult:
         relative = state.relative_residual()
         jacobian = Jacobian(self.layer, state.x)
-        sigma = _largest_singular_values(jacobian, state.residual)
+        sigma = state.largest_singular_values(jacobian)
         stationary = state.stationary(state.gradient(jacobian), sigma, STATIONARY)
         short = int((~(stationary | (relative <= STATIONARY))).sum())
         return SolveResult(
@@ -165,11 +173,19 @@ class _Search:
         self.penalty = penalty
         self.x = reference
         self.residual = wanted - layer(reference)
-        self.active = self.relative_residual() > MET
-        self.trust = torch.full_like(self.active, SMALLEST_TRUST, dtype=reference.dtype)
+        self.active = ~self.met()
+        self.trust = torch.full_like(self.active, FIRST_TRUST, dtype=reference.dtype)
         self.steps = 0
+        self.stretched = torch.zeros_like(reference)
+        # the merit and its slope when one of them was last seen to fall, and steps since
+        self.best_merit = torch.full_like(self.trust, torch.inf)
+        self.best_slope = torch.full_like(self.trust, torch.inf)
+        self.idle = torch.zeros_like(self.trust)
 
-    _ROWS = ("wanted", "reference", "x", "residual", "active", "trust")
+    _ROWS = (
+        *("wanted", "reference", "x", "residual", "active", "trust", "stretched"),
+        *("best_merit", "best_slope", "idle"),
+    )
 
     def select(self, rows: Tensor) -> _Search:
         """Return the search of some samples alone."""
@@ -189,16 +205,39 @@ class _Search:
         """Where the merit is flat, or the wanted output met."""
         size = self._merit(self.x, self.residual).sqrt()
         flat = row_norms(gradient) <= tolerance * (sigma + self.penalty) * size
-        return flat | (self.relative_residual() <= MET)
+        return flat | self.met()
 
-    def adapt(self, moved: Tensor, restored: Tensor) -> None:
+    def promising(self, gradient: Tensor, sigma: Tensor) -> Tensor:
+        """Whether the merit or its slope still falls, within some patience."""
+        merit = self._merit(self.x, self.residual)
+        slope = row_norms(gradient) / sigma.clamp_min(1e-300)
+        falls = (merit < 0.8 * self.best_merit) | (slope < 0.5 * self.best_slope)
+        self.best_merit = torch.where(falls, merit, self.best_merit)
+        self.best_slope = torch.where(falls, slope, self.best_slope)
+        self.idle = torch.where(falls, 0.0, self.idle + 1)
+        return self.idle < PATIENCE
+
+    def adapt(self, length: Tensor, only: Tensor) -> None:
         """Take smaller steps where they failed, larger ones again where they helped."""
-        changed = torch.where(restored, self.trust / 3, self.trust * 10)
-        changed = changed.clamp(SMALLEST_TRUST, LARGEST_TRUST)
-        self.trust = torch.where(moved | ~self.active, self.trust, changed)
+        factor = torch.where(length == 1, 0.1, torch.where(length > 0, 3.0, 10.0))
+        changed = (self.trust * factor).clamp(SMALLEST_TRUST, LARGEST_TRUST)
+        self.trust = torch.where(only & ~self.met(), changed, self.trust)
 
     def relative_residual(self) -> Tensor:
         return row_norms(self.residual) / row_norms(self.wanted).clamp_min(1e-12)
+
+    def met(self) -> Tensor:
+        return self.relative_residual() <= MET
+
+    def largest_singular_values(self, jacobian: LinearMap) -> Tensor:
+        """Estimate σ_max of each sample within about a tenth, by power iteration.
+
+        It begins with the direction of the last step, and then two rounds are enough.
+        """
+        first = self.steps <= 1
+        start, rounds = (self.residual, 8) if first else (jacobian.apply(self.stretched), 2)
+        sigma, self.stretched = _largest_singular_values(jacobian, start, rounds)
+        return sigma
 
     def gradient(self, jacobian: LinearMap) -> Tensor:
         """Return minus half the gradient of the merit, the way down."""
@@ -207,13 +246,13 @@ class _Search:
     def try_step(
         self, step: Tensor, gradient: Tensor, progress: float, only: Tensor | None = None
     ) -> Tensor:
-        """Move the active samples along a step, halved until it helps; return who moved.
+        """Move the active samples along a step, halved until it helps; return by what share.
 
         Helping is a fair share of the decrease that the slope predicts, and ``progress``
         at least, relative to the merit and the length of the step.
         """
         open_ = self.active if only is None else self.active & only
-        moved = torch.zeros_like(open_)
+        moved = torch.zeros_like(self.trust)
         slope = 2 * row_dots(gradient, step)
         least = torch.maximum(SHARE * slope, progress * self._merit(self.x, self.residual))
         least = torch.where(slope > 0, least, torch.inf)
@@ -224,7 +263,8 @@ class _Search:
             better = open_ & self._improves(candidate, residual, length * least)
             self.x = torch.where(per_row(better, self.x), candidate, self.x)
             self.residual = torch.where(per_row(better, residual), residual, self.residual)
-            moved, open_ = moved | better, open_ & ~better
+            moved = torch.where(better, length, moved)
+            open_ = open_ & ~better
             if not open_.any():
                 break
             length /= 2
@@ -243,12 +283,14 @@ class _Search:
         return row_norms(residual) ** 2 + self.penalty**2 * row_norms(x - self.reference) ** 2
 
 
-def _largest_singular_values(jacobian: LinearMap, start: Tensor) -> Tensor:
-    """Estimate σ_max of each sample by power iteration, within about a tenth."""
+def _largest_singular_values(
+    jacobian: LinearMap, start: Tensor, rounds: int
+) -> tuple[Tensor, Tensor]:
+    """Return the estimates of a power iteration, and the directions that are stretched most."""
     direction = jacobian.adjoint(torch.where(start == 0, 1.0, start))
     size = row_norms(direction)
-    for _ in range(8):
+    for _ in range(rounds):
         unit = direction / per_row(size.clamp_min(1e-300), direction)
         direction = jacobian.adjoint(jacobian.apply(unit))
         size = row_norms(direction)
-    return size.sqrt()
+    return size.sqrt(), direction

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from math import prod
 from typing import Any, ClassVar
 
 import torch
@@ -52,6 +53,8 @@ class Elementwise(Inverter):
 
     supports_bounds = True
     elementwise = True
+    #: a dozen temporaries of this size stay in the processor's cache
+    entries_at_once: ClassVar[int] = 2**14
     table: ClassVar[dict[type[nn.Module], Describe]] = {}
 
     def pieces(self) -> tuple[Piece, ...]:
@@ -59,41 +62,55 @@ class Elementwise(Inverter):
         known = next(kind for kind in type(self.layer).__mro__ if kind in self.table)
         return self.table[known](self.layer)
 
+    @torch.no_grad()
     def invert(self, wanted: Tensor, reference: Tensor) -> SolveResult:  # noqa: D102
-        reference = self._in_range(reference)
+        rows = max(1, self.entries_at_once // max(1, prod(self.in_shape)))
+        solution = torch.empty_like(reference)
+        chunks = (batch.split(rows) for batch in (solution, wanted, reference))
+        for part, y, x0 in zip(*chunks, strict=True):
+            part.copy_(self._nearest(y, self._in_range(x0)))
+        return SolveResult(solution)
+
+    def _nearest(self, wanted: Tensor, reference: Tensor) -> Tensor:
+        """Return the best of the best inputs on the pieces."""
         present = self.layer(reference)
         found = [self._best_on(piece, wanted, reference, present) for piece in self.pieces()]
         (best, value), *others = found
         if not others:
-            return SolveResult(best)
+            return best
         lowest, highest = value, value
         for _, other in others:
             lowest, highest = torch.minimum(lowest, other), torch.maximum(highest, other)
         # beyond all values only their order counts, and a huge y would round it away
-        wanted = torch.minimum(torch.maximum(wanted, lowest), highest)
-        gap, distance = (value - wanted).abs(), (best - reference).abs()
+        wanted = wanted.clamp(lowest, highest)
+        gap, distance = (value - wanted).abs_(), (best - reference).abs_()
         for x, value in others:
-            other_gap, other_distance = (value - wanted).abs(), (x - reference).abs()
+            other_gap, other_distance = (value - wanted).abs_(), (x - reference).abs_()
             better = (other_gap < gap) | ((other_gap == gap) & (other_distance < distance))
             best = torch.where(better, x, best)
             gap = torch.where(better, other_gap, gap)
             distance = torch.where(better, other_distance, distance)
-        return SolveResult(best)
+        return best
 
     def _best_on(
         self, piece: Piece, wanted: Tensor, reference: Tensor, present: Tensor
     ) -> tuple[Tensor, Tensor]:
         """Return the best inputs on one piece, and their outputs."""
         low, high = max(piece.domain[0], -_LARGEST), min(piece.domain[1], _LARGEST)
-        inside = (low <= reference) & (reference <= high)
         lowest, highest = (
             torch.as_tensor(end, dtype=wanted.dtype, device=wanted.device) for end in piece.values
         )
-        lowest = torch.where(inside, torch.minimum(lowest, present), lowest)
-        highest = torch.where(inside, torch.maximum(highest, present), highest)
-        value = torch.minimum(torch.maximum(wanted, lowest), highest)
-        x = (reference if piece.inverse is None else piece.inverse(value)).clamp(low, high)
-        x = torch.where(inside & (value == present), reference, x)
+        if piece.inverse is None:
+            x, value = reference.clamp(low, high), lowest
+        else:
+            inside = (low <= reference) & (reference <= high)
+            value = wanted
+            if bool((lowest > -torch.inf).any()):
+                value = value.maximum(lowest.where(~inside, present.minimum(lowest)))
+            if bool((highest < torch.inf).any()):
+                value = value.minimum(highest.where(~inside, present.maximum(highest)))
+            x = piece.inverse(value).clamp(low, high)
+            x = torch.where(inside & (value == present), reference, x)
         if self.options.bounds is not None:
             kept = self._in_range(x)
             value = torch.where(kept == x, value, self.layer(kept))
@@ -127,24 +144,27 @@ def bracketed_root(
         The roots, to the last few digits of float64.
     """
     width = high - low
-    state = torch.stack([(low + high) / 2, low, high, width, width, value]).flatten(1)
-    roots = state[0].clone()
-    moving = torch.arange(len(roots), device=roots.device)
+    roots = ((low + high) / 2).flatten()
+    moving = width.flatten().nonzero()[:, 0]
+    state = torch.stack([roots.view_as(low), low, high, width, width, value]).flatten(1)[:, moving]
     for _ in range(200):  # steps halve every second time: a bracket of 1e3 takes at most 130
-        state = _newton_or_bisection(function, state, rising)
-        x, step = state[0], state[3]
-        roots[moving] = x
-        unsettled = step > 2e-16 * x.abs()
-        if not unsettled.any():
+        if not len(moving):
             break
+        state, gap = _newton_or_bisection(function, state, rising)
+        x, step, value_ = state[0], state[3], state[5]
+        roots[moving] = x
+        unsettled = (step > 2e-16 * x.abs()) & (gap.abs() > 2e-16 * value_.abs())
         moving, state = moving[unsettled], state[:, unsettled]
     return roots.reshape(value.shape)
 
 
 def _newton_or_bisection(
     function: Callable[[Tensor], Tensor], state: Tensor, rising: bool
-) -> Tensor:
-    """Make one step from (x, low, high, length of the last step, of the one before, value)."""
+) -> tuple[Tensor, Tensor]:
+    """Make one step from (x, low, high, length of the last step, of the one before, value).
+
+    Return the new state, and by how much the function missed the value before the step.
+    """
     x, low, high, last, before, value = state
     output, slope = jvp(function, (x,), (torch.ones_like(x),))[:2]
     gap = output - value
@@ -155,4 +175,4 @@ def _newton_or_bisection(
     trusted = (low <= newton) & (newton <= high) & (2 * (newton - x).abs() <= before)
     following = torch.where(trusted, newton, (low + high) / 2)
     following = torch.where(gap == 0, x, following)
-    return torch.stack([following, low, high, (following - x).abs(), last, value])
+    return torch.stack([following, low, high, (following - x).abs(), last, value]), gap

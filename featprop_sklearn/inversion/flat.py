@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import torch
 from torch import Tensor, nn
 
 from featprop_sklearn.inversion.base import Inverter
@@ -95,4 +96,26 @@ class Flat(Elementwise):
     table = PIECES
 
 
-INVERTERS: dict[type[nn.Module], type[Inverter]] = dict.fromkeys(PIECES, Flat)
+class Clipped(Flat):
+    """Clippings: the inputs of a value form one interval, and the reference is clipped to it."""
+
+    def _nearest(self, wanted: Tensor, reference: Tensor) -> Tensor:
+        ((low, high), (lowest, highest), inverse) = next(
+            (piece.domain, piece.values, piece.inverse)
+            for piece in self.pieces()
+            if piece.inverse is not None
+        )
+        if self.options.bounds is not None:
+            ends = self.layer(wanted.new_tensor(self.options.bounds))
+            wanted = wanted.clamp(*ends.tolist())
+        x = inverse(wanted).clamp(low, high)
+        left = x.masked_fill(wanted <= lowest, -_INF)
+        right = x.masked_fill(wanted >= highest, _INF)
+        met = self.layer(reference) == wanted
+        return self._in_range(torch.where(met, reference, reference.clamp(left, right)))
+
+
+INVERTERS: dict[type[nn.Module], type[Inverter]] = {
+    **dict.fromkeys(PIECES, Flat),
+    **dict.fromkeys((nn.ReLU, nn.ReLU6, nn.Hardtanh, nn.Hardsigmoid), Clipped),
+}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Callable, Iterator
 
 import torch
@@ -129,9 +130,9 @@ class DenseJacobian(LinearMap):
             cutoff = max(self.shape) * torch.finfo(j.dtype).eps
             return self._times(torch.linalg.pinv(j, rtol=cutoff), rhs).reshape(-1, *self.in_shape)
         wide = self.shape[0] <= self.shape[1]
-        gram = j @ j.mT if wide else j.mT @ j
-        gram.diagonal(dim1=1, dim2=2).add_(damping.square()[:, None])
-        factor = torch.linalg.cholesky(gram)
+        shifted = self._gram.clone()
+        shifted.diagonal(dim1=1, dim2=2).add_(damping.square()[:, None])
+        factor = torch.linalg.cholesky(shifted)
         flat = rhs.reshape(len(rhs), -1, 1)
         solution = (
             j.mT @ torch.cholesky_solve(flat, factor)
@@ -139,6 +140,12 @@ class DenseJacobian(LinearMap):
             else torch.cholesky_solve(j.mT @ flat, factor)
         )
         return solution.reshape(-1, *self.in_shape)
+
+    @functools.cached_property
+    def _gram(self) -> Tensor:
+        """J J' or J' J, whichever is smaller."""
+        j = self.matrices
+        return j @ j.mT if self.shape[0] <= self.shape[1] else j.mT @ j
 
     @staticmethod
     def _times(matrices: Tensor, vectors: Tensor) -> Tensor:

@@ -23,7 +23,7 @@ from featprop_sklearn.data import (
 )
 from featprop_sklearn.inversion.base import Bounds, InversionOptions
 from featprop_sklearn.inversion.prepare import prepare_inverter
-from featprop_sklearn.least_squares import SolveResult
+from featprop_sklearn.least_squares import Solver, SolveResult
 from featprop_sklearn.networks import SharedParameters, private_layer
 
 __all__ = ["LayerInverter"]
@@ -46,10 +46,12 @@ class LayerInverter(
     layer : nn.Module, default=None
         One tensor in, one tensor out, batch first; used in eval mode, never modified.
         None is ``nn.Identity()``.
-    solver : {"auto", "direct", "lsqr", "torch", "torus"}, default="auto"
-        Least-squares solver of affine layers: cached factorisation, scipy's sparse LSQR,
-        batched matrix-free iterations on the layer's device, or transforms (convolutions
-        alone; "auto" takes them for large ones).
+    solver : {"auto", "direct", "sparse", "torus", "torch", "lsqr"} or Solver, default="auto"
+        Least-squares solver of affine layers: factorisation of the dense or of a sparse
+        matrix, transforms (convolutions alone), batched matrix-free iterations on the layer's
+        device, or scipy's sparse LSQR. "auto" takes the one of least cost within 1 GiB;
+        ``AutoSolver(max_bytes=...)`` sets another limit, and other solvers can be passed with
+        their settings too.
     damping : "auto" or float, default="auto"
         λ of ‖A d − r‖² + λ²‖d‖²; 0 is the exact nearest preimage, "auto" is 0 up to
         condition 1e3 and grows continuously beyond.
@@ -65,8 +67,8 @@ class LayerInverter(
     n_features_in_ : int
         Size of the first dimension of a sample.
     result_ : SolveResult
-        Solver, status, residual, iterations, damping and advice of the last inversion
-        (after ``fit``: of a trial inversion of the first sample).
+        Solver, status, residual, iterations, damping, advice, and why the solver was chosen,
+        of the last inversion (after ``fit``: of a trial inversion of the first sample).
 
     See Also
     --------
@@ -95,7 +97,7 @@ class LayerInverter(
         self,
         layer: nn.Module | None = None,
         *,
-        solver: str = "auto",
+        solver: str | Solver = "auto",
         damping: str | float = "auto",
         bounds: Bounds | None = None,
     ) -> None:
@@ -198,6 +200,8 @@ class LayerInverter(
         unmet = ~met.reshape(len(y), -1).all(dim=1)
         if not unmet.any():
             unmet[0] = True  # the result always says what the inversion would do
+        if not met.any():
+            return self._inverter.invert(y, x0)
         result = self._inverter.invert(y[unmet], x0[unmet])
         solution = x0.clone()
         solution[unmet] = torch.where(met[unmet], x0[unmet], result.solution)

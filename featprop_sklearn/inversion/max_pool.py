@@ -14,7 +14,7 @@ from featprop_sklearn.least_squares import SolveResult
 __all__ = ["INVERTERS", "MaxPoolInverter"]
 
 _ROUNDS_OF_AVERAGING = 5
-_WINDOW_ENTRIES_AT_ONCE = 2**23
+_WINDOW_ENTRIES_AT_ONCE = 2**16
 
 
 class MaxPoolInverter(Inverter):

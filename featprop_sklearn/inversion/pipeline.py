@@ -13,6 +13,7 @@ from torch import nn
 from featprop_sklearn.data import module_device, module_dtype, to_tensor
 from featprop_sklearn.inversion.base import Bounds
 from featprop_sklearn.inversion.layer_inverter import LayerInverter
+from featprop_sklearn.least_squares import Solver
 from featprop_sklearn.networks import as_network, build_chain, open_sequential, private_copy
 
 __all__ = ["make_inversion_pipeline", "pipeline_of_layers"]
@@ -24,7 +25,7 @@ def make_inversion_pipeline(
     stop: str | int | None = None,
     *,
     X: ArrayLike | None = None,
-    solver: str = "auto",
+    solver: str | Solver = "auto",
     damping: str | float = "auto",
 ) -> Pipeline:
     """Turn a network into a Pipeline whose ``inverse_transform`` is feature backpropagation.
@@ -42,7 +43,7 @@ def make_inversion_pipeline(
         First stage, and first stage left out (as in a slice), by name or index.
     X : array-like of shape (n_samples, ...), default=None
         A few rows, needed where a module with a ``forward`` of its own has to be read.
-    solver : str, default="auto"
+    solver : str or Solver, default="auto"
         As in :class:`LayerInverter`.
     damping : "auto" or float, default="auto"
         As in :class:`LayerInverter`.
@@ -86,7 +87,7 @@ def make_inversion_pipeline(
 def pipeline_of_layers(
     layers: Sequence[tuple[str, nn.Module]],
     *,
-    solver: str,
+    solver: str | Solver,
     damping: str | float,
     bounds: Sequence[Bounds | None] | None = None,
 ) -> Pipeline:

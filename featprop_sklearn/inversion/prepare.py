@@ -8,7 +8,10 @@ from torch import Size, nn
 from featprop_sklearn.inversion.base import InversionOptions, Inverter
 from featprop_sklearn.inversion.composite import GaussNewton
 from featprop_sklearn.inversion.registry import find_inverter
+from featprop_sklearn.inversion.set_ups import SET_UPS
+from featprop_sklearn.least_squares import SOLVERS
 from featprop_sklearn.networks import private_layer
+from featprop_sklearn.networks.fingerprint import fingerprint
 
 __all__ = ["prepare_inverter"]
 
@@ -20,6 +23,9 @@ def prepare_inverter(
     device: torch.device | str = "cpu",
 ) -> Inverter:
     """Set up the inversion of one layer; the layer itself is copied, never touched.
+
+    A set-up that was made before in this process, for equal weights, shape and options, is
+    used again (:class:`SetUps`).
 
     Parameters
     ----------
@@ -46,8 +52,16 @@ def prepare_inverter(
     twin = _keep_default_eps(private_layer(layer))
     twin = twin.to(device=device, dtype=torch.float64).requires_grad_(False)
     factory = find_inverter(type(layer)) or GaussNewton
-    with torch.device(device):  # a layer without parameters does not say where it works
-        inverter = factory(twin, Size(in_shape), options)
+
+    def build() -> Inverter:
+        with torch.device(device):  # a layer without parameters does not say where it works
+            return factory(twin, Size(in_shape), options)
+
+    if getattr(factory, "reusable", False):
+        decides = (twin, tuple(in_shape), options, factory, sorted(SOLVERS.items()))
+        inverter = SET_UPS.get((fingerprint(*decides), str(device)), build)
+    else:
+        inverter = build()
     if options.bounds is not None and not inverter.supports_bounds:
         raise ValueError(
             f"bounds={options.bounds} is not available for {type(layer).__name__}: a range on the "

@@ -1,7 +1,8 @@
 """Linear maps and the solvers of damped least-squares problems over them."""
 
-from featprop_sklearn.least_squares.choice import choose_solver, prepare_chosen
+from featprop_sklearn.least_squares.choice import AutoSolver
 from featprop_sklearn.least_squares.convolution_map import ConvolutionMap, Kernel
+from featprop_sklearn.least_squares.cost import Cost
 from featprop_sklearn.least_squares.damping import check_damping, resolve_damping
 from featprop_sklearn.least_squares.direct import DirectSolver
 from featprop_sklearn.least_squares.krylov import KrylovSolver
@@ -22,15 +23,19 @@ from featprop_sklearn.least_squares.solver import (
     get_solver,
     register_solver,
 )
+from featprop_sklearn.least_squares.sparse import SparseSolver
 from featprop_sklearn.least_squares.torus import TorusSolver
 
-for _solver in (DirectSolver, LsqrSolver, KrylovSolver, TorusSolver):
+SOLVERS[AutoSolver.name] = AutoSolver
+for _solver in (DirectSolver, SparseSolver, TorusSolver, KrylovSolver, LsqrSolver):
     register_solver(_solver.name, _solver)
 
 __all__ = [
     "SOLVERS",
+    "AutoSolver",
     "BatchMap",
     "ConvolutionMap",
+    "Cost",
     "DiagonalMap",
     "DirectSolver",
     "FunctionMap",
@@ -43,11 +48,10 @@ __all__ = [
     "SelectionMap",
     "SolveResult",
     "Solver",
+    "SparseSolver",
     "TorusSolver",
     "check_damping",
-    "choose_solver",
     "get_solver",
-    "prepare_chosen",
     "register_solver",
     "resolve_damping",
 ]

@@ -1,75 +1,113 @@
-"""What ``solver="auto"`` stands for."""
+"""``solver="auto"``: the solver that takes the least time within the memory that it may take."""
 
 from __future__ import annotations
 
-from featprop_sklearn.least_squares.convolution_map import ConvolutionMap
+from dataclasses import replace
+from math import isfinite
+
+from torch import Tensor
+
+from featprop_sklearn.least_squares.cost import Cost
 from featprop_sklearn.least_squares.linear_map import LinearMap
-from featprop_sklearn.least_squares.solver import PreparedSolver, entries, get_solver
-from featprop_sklearn.least_squares.torus import TorusSolver, embedding
+from featprop_sklearn.least_squares.result import SolveResult
+from featprop_sklearn.least_squares.solver import SOLVERS, PreparedSolver, Solver, get_solver
 
-__all__ = ["choose_solver", "prepare_chosen"]
+__all__ = ["AutoSolver"]
 
-#: largest dense matrix, and its smaller side
-ENTRIES = 2**25
-SMALLER_SIDE = 4096
-#: from here on a convolution's perimeter is cheaper to factorise than its matrix
-TORUS_FROM_ENTRIES = 2**20
-TORUS_FRAME = 8000
+#: what a solver that has to iterate, where that was not foreseen, may cost, relative to before
+ITERATING = 100
 
 
-def choose_solver(linear_map: LinearMap) -> str:
-    """Return the name of the solver that ``solver="auto"`` stands for.
+class AutoSolver(Solver):
+    """Choose among the registered solvers by what each would cost.
 
-    ``"direct"`` where a closed form (A'A diagonal) or a small matrix makes it cheap;
-    ``"torus"`` for convolutions beyond a million entries of the matrix, whose perimeter is
-    of at most 8000 unknowns; ``"direct"`` for other matrices of at most 256 MiB whose smaller
-    side is at most 4096; else ``"torch"``.
+    Time is that of the set-up and of ``n_samples`` right-hand sides, as each solver estimates
+    them (:meth:`Solver.cost`) from sizes, λ and structure. What exceeds ``max_bytes`` is left out;
+    the matrix-free solver always fits. Where the set-up of the chosen one shows that it would
+    have to iterate (a convolution whose symbol is singular), the next ones are compared with
+    a hundred times its estimate. What was chosen and why is in ``SolveResult.reason``.
 
     Parameters
     ----------
-    linear_map : LinearMap
-        A.
-
-    Returns
-    -------
-    str
-        A name for :func:`get_solver`.
+    max_bytes : int
+        Most memory that a set-up may hold.
+    n_samples : int
+        Right-hand sides expected over the life of a set-up.
     """
-    if linear_map.gram_diagonal() is not None:
-        return "direct"
-    large = entries(linear_map) > TORUS_FROM_ENTRIES
-    if large and isinstance(linear_map, ConvolutionMap):
-        torus = embedding(linear_map)
-        if torus.frame_size <= TORUS_FRAME and torus.bytes_needed <= TorusSolver().max_bytes:
-            return "torus"
-    return _by_matrix(linear_map)
+
+    name = "auto"
+    needs = ("apply", "adjoint")
+
+    def __init__(self, max_bytes: int = 2**30, n_samples: int = 1000) -> None:
+        self.max_bytes = max_bytes
+        self.n_samples = n_samples
+
+    def costs(self, linear_map: LinearMap, damping: float) -> dict[str, Cost]:
+        """Estimate the cost of every solver that the map suits.
+
+        Parameters
+        ----------
+        linear_map : LinearMap
+            A.
+        damping : float
+            λ ≥ 0.
+
+        Returns
+        -------
+        dict of str to Cost
+            By ascending time.
+        """
+        costs = {}
+        for name in SOLVERS:
+            solver = self._solver(name)
+            if name != self.name and set(solver.needs) <= set(linear_map.provides):
+                costs[name] = solver.cost(linear_map, damping)
+        return dict(sorted(costs.items(), key=lambda item: item[1].total(self.n_samples)))
+
+    def choose(self, linear_map: LinearMap, damping: float) -> str:
+        """Return the name of the solver with the least cost, before any set-up."""
+        return self._within(self.costs(linear_map, damping))[0]
+
+    def prepare(self, linear_map: LinearMap, damping: float) -> PreparedSolver:
+        """Set up the solver of least cost that keeps what it promised."""
+        costs = self.costs(linear_map, damping)
+        best: tuple[float, str, PreparedSolver] | None = None
+        for name in self._within(costs):
+            seconds = costs[name].total(self.n_samples)
+            if best is not None and best[0] <= seconds:
+                break
+            prepared = self._solver(name).prepare(linear_map, damping)
+            seconds *= 1 if prepared.as_estimated else ITERATING
+            if best is None or seconds < best[0]:
+                best = seconds, name, prepared
+        assert best is not None
+        _, name, prepared = best
+        return _Chosen(prepared, self._reason(name, costs))
+
+    def _within(self, costs: dict[str, Cost]) -> list[str]:
+        within = [name for name, cost in costs.items() if cost.n_bytes <= self.max_bytes]
+        return within or [min(costs, key=lambda name: costs[name].n_bytes)]
+
+    def _solver(self, name: str) -> Solver:
+        solver = get_solver(name)
+        if "max_bytes" in solver.get_params():
+            solver.set_params(max_bytes=self.max_bytes)
+        return solver
+
+    def _reason(self, chosen: str, costs: dict[str, Cost]) -> str:
+        others = [name for name in costs if name != chosen and isfinite(costs[name].set_up)]
+        return "; ".join(
+            f"{name}: {costs[name]}" + " (too much memory)" * (costs[name].n_bytes > self.max_bytes)
+            for name in (chosen, *others)
+        )
 
 
-def prepare_chosen(linear_map: LinearMap, damping: float) -> tuple[str, PreparedSolver]:
-    """Set up the chosen solver, or the next one where the torus would have to iterate.
+class _Chosen(PreparedSolver):
+    """A prepared solver that tells why it was taken."""
 
-    Parameters
-    ----------
-    linear_map : LinearMap
-        A.
-    damping : float
-        λ.
+    def __init__(self, prepared: PreparedSolver, reason: str) -> None:
+        self.prepared = prepared
+        self.reason = reason
 
-    Returns
-    -------
-    name : str
-        Of the solver.
-    prepared : PreparedSolver
-        Ready for use.
-    """
-    name = choose_solver(linear_map)
-    prepared = get_solver(name).prepare(linear_map, damping)
-    if name == "torus" and not TorusSolver.is_exact(prepared):
-        name = _by_matrix(linear_map)
-        prepared = get_solver(name).prepare(linear_map, damping)
-    return name, prepared
-
-
-def _by_matrix(linear_map: LinearMap) -> str:
-    small = min(linear_map.shape) <= SMALLER_SIDE and entries(linear_map) <= ENTRIES
-    return "direct" if small and "matrix" in linear_map.provides else "torch"
+    def solve(self, rhs: Tensor) -> SolveResult:
+        return replace(self.prepared.solve(rhs), reason=self.reason)

@@ -8,25 +8,28 @@ from numbers import Real
 import torch
 from torch import Tensor
 
-from featprop_sklearn.least_squares.choice import choose_solver
-from featprop_sklearn.least_squares.direct import DirectSolver
+from featprop_sklearn.least_squares.choice import AutoSolver
 from featprop_sklearn.least_squares.krylov import KrylovSolver
 from featprop_sklearn.least_squares.linear_map import LinearMap
-from featprop_sklearn.least_squares.solver import Solver
+from featprop_sklearn.least_squares.lsqr import LsqrSolver
+from featprop_sklearn.least_squares.solver import get_solver
 from featprop_sklearn.least_squares.spectrum import (
     exact_extremes,
     largest_eigenvalue,
     largest_singular_value,
 )
-from featprop_sklearn.least_squares.torus import TorusSolver
 
 __all__ = ["check_damping", "resolve_damping"]
 
 CONDITION = 1e3
 SVD_LIMIT = 1500
+#: an eigenvector needs no accurate solutions
+LOOSE = KrylovSolver(tolerance=1e-4, max_iterations=2000)
 
 
-def resolve_damping(linear_map: LinearMap, damping: object) -> float:
+def resolve_damping(
+    linear_map: LinearMap, damping: object, auto: AutoSolver | None = None
+) -> float:
     """Turn the ``damping`` parameter into λ of ‖A d − r‖² + λ²‖d‖².
 
     ``"auto"``: with σ_min the smallest singular value above max(m, n)·eps·σ_max,
@@ -43,6 +46,8 @@ def resolve_damping(linear_map: LinearMap, damping: object) -> float:
         A, the same for every sample.
     damping : "auto" or float
         A number is λ itself, absolute; 0 asks for the exact least-squares solution.
+    auto : AutoSolver, optional
+        What chooses the solver of the inverse iteration, within the memory that it may take.
 
     Returns
     -------
@@ -57,14 +62,15 @@ def resolve_damping(linear_map: LinearMap, damping: object) -> float:
     number = check_damping(damping)
     if number is not None:
         return number
+    auto = auto or AutoSolver()
     exact = linear_map.gram_diagonal() is not None or (
-        min(linear_map.shape) <= SVD_LIMIT and choose_solver(linear_map) == "direct"
+        min(linear_map.shape) <= SVD_LIMIT and auto.choose(linear_map, 0.0) == "direct"
     )
     if exact:
         largest, smallest = exact_extremes(linear_map)
     else:
         largest = largest_singular_value(linear_map)
-        smallest = _smallest_singular_value(linear_map, largest / CONDITION)
+        smallest = _smallest_singular_value(linear_map, largest / CONDITION, auto)
     return sqrt(max(0.0, (largest / CONDITION) ** 2 - smallest**2))
 
 
@@ -87,7 +93,7 @@ def check_damping(damping: object) -> float | None:
     return float(damping)  # type: ignore[arg-type]
 
 
-def _smallest_singular_value(linear_map: LinearMap, shift: float) -> float:
+def _smallest_singular_value(linear_map: LinearMap, shift: float, auto: AutoSolver) -> float:
     """Estimate σ_min from above; 0.0 where the inner solver does not settle.
 
     With d(v) the minimiser of ‖A d − A v‖² + shift²‖d‖², the map v − d(v) has the
@@ -95,12 +101,10 @@ def _smallest_singular_value(linear_map: LinearMap, shift: float) -> float:
     """
     if shift == 0.0:
         return 0.0
-    solvers: dict[str, Solver] = {
-        "direct": DirectSolver(svd_limit=SVD_LIMIT),
-        "torus": TorusSolver(),
-        "torch": KrylovSolver(tolerance=1e-4, max_iterations=2000),
-    }
-    prepared = solvers[choose_solver(linear_map)].prepare(linear_map, shift)
+    solver = get_solver(auto.choose(linear_map, shift))
+    if isinstance(solver, KrylovSolver | LsqrSolver):
+        solver = LOOSE
+    prepared = solver.prepare(linear_map, shift)
     wide = linear_map.shape[0] <= linear_map.shape[1]
 
     def inverse(vectors: Tensor) -> Tensor:

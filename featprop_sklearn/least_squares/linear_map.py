@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
-from math import prod
+from math import inf, prod
 from typing import ClassVar
 
 import numpy as np
@@ -86,6 +86,21 @@ class LinearMap(ABC):
             left, values, right = torch.linalg.svd(self.matrix(), full_matrices=False)
             self._svd = (left, values, right)
         return self._svd
+
+    def n_nonzeros(self) -> int:
+        """Return how many entries of the matrix may differ from zero, without looking."""
+        if self.gram_diagonal() is not None:
+            return max(self.shape)
+        return self.shape[0] * self.shape[1]
+
+    def norm_bound(self) -> float:
+        """Return a bound of ‖A‖ that costs nothing; infinite where there is none."""
+        return inf
+
+    @property
+    def has_svd(self) -> bool:
+        """Whether the decomposition is there already."""
+        return self._svd is not None
 
     def as_linear_operator(self) -> LinearOperator:
         """Return A for one item as a SciPy ``LinearOperator`` of shape (m, n)."""

@@ -39,7 +39,7 @@ class FunctionMap(LinearMap):
     ) -> None:
         super().__init__(in_shape, out_shape, device)
         self.function = function
-        self._pullback: tuple[int, Callable[[Tensor], tuple[Tensor]]] | None = None
+        self._graph: tuple[Tensor, Tensor] | None = None
 
     def apply(self, inputs: Tensor) -> Tensor:
         """Multiply by A."""
@@ -48,16 +48,19 @@ class FunctionMap(LinearMap):
 
     def adjoint(self, outputs: Tensor) -> Tensor:
         """Multiply by A'."""
-        count = outputs.shape[0]
-        if self._pullback is None or self._pullback[0] != count:
-            # the derivative of a linear function is the same everywhere: one graph per batch size
-            origin = torch.zeros(count, *self.in_shape, dtype=torch.float64, device=self.device)
-            self._pullback = (count, torch.func.vjp(self.function, origin)[1])
-        return self._pullback[1](outputs)[0].detach()
+        kept = self._graph  # read once: another thread may put its own there meanwhile
+        if kept is None or len(kept[0]) != len(outputs):
+            # the derivative of a linear function is the same everywhere: one graph per batch size;
+            # torch.func would do the same, but its first use imports for a second
+            with torch.enable_grad():
+                origin = outputs.new_zeros(len(outputs), *self.in_shape, requires_grad=True)
+                self._graph = kept = origin, self.function(origin)
+        origin, image = kept
+        return torch.autograd.grad(image, origin, outputs, retain_graph=True)[0]
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave the graph out: it cannot be pickled, and is quick to record again."""
-        return {**self.__dict__, "_pullback": None}
+        return {**self.__dict__, "_graph": None}
 
 
 class MatrixMap(LinearMap):
@@ -81,6 +84,10 @@ class MatrixMap(LinearMap):
     def adjoint(self, outputs: Tensor) -> Tensor:
         """Multiply by A'."""
         return outputs @ self.matrix()
+
+    def norm_bound(self) -> float:
+        """Return the Frobenius norm."""
+        return float(torch.linalg.matrix_norm(self.matrix()))
 
 
 class DiagonalMap(LinearMap):

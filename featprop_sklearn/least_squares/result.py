@@ -30,6 +30,8 @@ class SolveResult:
         The λ that was used.
     advice : str
         Empty when converged; otherwise likely causes and what to try.
+    reason : str
+        Where ``solver="auto"`` chose: what it estimated for each solver, the chosen one first.
     """
 
     solution: Tensor
@@ -39,6 +41,7 @@ class SolveResult:
     iterations: int = 0
     damping: float = 0.0
     advice: str = ""
+    reason: str = ""
 
     @property
     def converged(self) -> bool:

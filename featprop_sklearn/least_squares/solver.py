@@ -6,8 +6,10 @@ import difflib
 from abc import ABC, abstractmethod
 from typing import ClassVar
 
+from sklearn.base import BaseEstimator
 from torch import Tensor
 
+from featprop_sklearn.least_squares.cost import Cost
 from featprop_sklearn.least_squares.linear_map import LinearMap
 from featprop_sklearn.least_squares.result import SolveResult
 
@@ -25,6 +27,9 @@ MATRIX_BYTES = 2**30
 class PreparedSolver(ABC):
     """A solver set up for one map and one damping, used for many right-hand sides."""
 
+    #: False where the set-up found the map harder than :meth:`Solver.cost` had assumed
+    as_estimated: ClassVar[bool] = True
+
     @abstractmethod
     def solve(self, rhs: Tensor) -> SolveResult:
         """Solve for a batch of right-hand sides.
@@ -41,11 +46,12 @@ class PreparedSolver(ABC):
         """
 
 
-class Solver(ABC):
+class Solver(BaseEstimator, ABC):
     """Minimise ‖A d − r‖² + λ²‖d‖² over d; for λ = 0 the minimiser of least norm.
 
     A subclass names itself, says what it needs of the map, and sets itself up in
-    :meth:`prepare`.
+    :meth:`prepare`; with :meth:`cost` it takes part in ``solver="auto"``. Its parameters all
+    have defaults and are attributes of the same name.
     """
 
     #: the name that users type
@@ -68,6 +74,23 @@ class Solver(ABC):
                 f"{type(linear_map).__name__} provides only {', '.join(linear_map.provides)}. "
                 "Use solver='auto' or solver='torch'."
             )
+
+    def cost(self, linear_map: LinearMap, damping: float) -> Cost:
+        """Estimate time and memory, in next to no time; by default they are infinite.
+
+        Parameters
+        ----------
+        linear_map : LinearMap
+            A, which meets :attr:`needs`.
+        damping : float
+            λ ≥ 0.
+
+        Returns
+        -------
+        Cost
+            An infinite one is never chosen.
+        """
+        return Cost()
 
     @abstractmethod
     def prepare(self, linear_map: LinearMap, damping: float) -> PreparedSolver:
@@ -114,20 +137,24 @@ def register_solver(name: str, solver: type[Solver]) -> None:
     SOLVERS[name] = solver
 
 
-def get_solver(name: str) -> Solver:
-    """Return the solver of that name, with its default settings.
+def get_solver(solver: str | Solver) -> Solver:
+    """Return the solver of that name, with its default settings; a solver is returned as it is.
 
     Raises
     ------
     ValueError
         If there is none, with the nearest names.
     """
-    if name not in SOLVERS:
-        near = difflib.get_close_matches(str(name), SOLVERS, n=2, cutoff=0.5)
+    if isinstance(solver, Solver):
+        return solver
+    if solver not in SOLVERS:
+        near = difflib.get_close_matches(str(solver), SOLVERS, n=2, cutoff=0.5)
         hint = f"Did you mean {' or '.join(map(repr, near))}? " if near else ""
-        known = ", ".join(map(repr, ["auto", *SOLVERS]))
-        raise ValueError(f"solver must be one of {known}; got {name!r}. {hint}".rstrip())
-    return SOLVERS[name]()
+        known = ", ".join(map(repr, SOLVERS))
+        raise ValueError(
+            f"solver must be one of {known}, or a Solver; got {solver!r}. {hint}".rstrip()
+        )
+    return SOLVERS[solver]()
 
 
 def entries(linear_map: LinearMap) -> int:

@@ -2,29 +2,34 @@
 
 from __future__ import annotations
 
+from math import prod
+
 import torch
 from torch import Tensor
 
-from featprop_sklearn.least_squares.conjugate_gradients import Product, conjugate_gradients
 from featprop_sklearn.least_squares.convolution_map import ConvolutionMap
+from featprop_sklearn.least_squares.cost import FLOPS, Cost
 from featprop_sklearn.least_squares.linear_map import LinearMap
-from featprop_sklearn.least_squares.result import SolveResult
+from featprop_sklearn.least_squares.normal_equations import (
+    SHIFT,
+    Exact,
+    Factor,
+    Iterated,
+    NormalEquations,
+)
 from featprop_sklearn.least_squares.solver import PreparedSolver, Solver
 from featprop_sklearn.least_squares.torus_embedding import TorusEmbedding
-from featprop_sklearn.least_squares.torus_gram import TorusGram, times
+from featprop_sklearn.least_squares.torus_gram import TorusGram
+from featprop_sklearn.least_squares.torus_regions import Region
+from featprop_sklearn.least_squares.torus_size import seconds_of_transforms
 
 __all__ = ["TorusSolver"]
 
-#: share of σ_max added to a symbol that is singular, or nearly
-SHIFT = 1e-4
-#: relative residual of the normal equations that counts as exact, and as solved
-EXACT = 1e-11
-SOLVED = 1e-10
-MAX_REFINEMENTS = 2
-MAX_ITERATIONS = 200
-#: share of the solution below which the rest of it is taken for rounding
-CLEAN = 1e-13
-MAX_CLEANINGS = 10
+#: measured: seconds for the calls of a set-up, for an entry of a symbol and each of its channels,
+#: for an entry of the frame's matrix
+START, SYMBOL, ENTRY = 3e-3, 1e-9, 1e-8
+#: and for a sample's share of the calls, and for its product with an entry of a symbol
+CALLS, PRODUCT = 3e-6, 1e-9
 
 
 class TorusSolver(Solver):
@@ -47,6 +52,20 @@ class TorusSolver(Solver):
 
     def __init__(self, max_bytes: int = 2**30) -> None:
         self.max_bytes = max_bytes
+
+    def cost(self, linear_map: LinearMap, damping: float) -> Cost:
+        """Estimate transforms, products of channels, and the system of the frame."""
+        assert isinstance(linear_map, ConvolutionMap)
+        torus = embedding(linear_map)
+        size, groups, frame = torus.transform.size, torus.groups, torus.frame_size
+        out_channels = torus.channels_of(torus.outputs)
+        phased = torus.channels_of(torus.inputs) * torus.inputs.n_phases
+        products = groups * prod(torus.transform.half_size) * (out_channels + phased) ** 2
+        set_up = START + products * (SYMBOL * (out_channels + phased) + SYMBOL)
+        set_up += groups * (ENTRY * frame**2 + frame**3 / 3 / FLOPS)
+        per_sample = CALLS + seconds_of_transforms(groups * (out_channels + phased), size)
+        per_sample += products * PRODUCT + groups * 2 * frame**2 / FLOPS
+        return Cost(set_up, per_sample, torus.bytes_needed)
 
     def check(self, linear_map: LinearMap) -> None:
         """Refuse what is no convolution, or one with too long a perimeter.
@@ -74,13 +93,9 @@ class TorusSolver(Solver):
         """Factorise once."""
         torus = self._embed(linear_map)
         assert isinstance(linear_map, ConvolutionMap)
-        exact = _Exact.attempt(linear_map, torus, damping)
-        return exact or _Preconditioned(linear_map, torus, damping)
-
-    @staticmethod
-    def is_exact(prepared: PreparedSolver) -> bool:
-        """Whether a solver that was prepared here needs no iterations."""
-        return isinstance(prepared, _Exact)
+        equations = _OnTorus(linear_map, torus, damping)
+        exact = None if equations.symbol_is_singular() else Exact.attempt(equations)
+        return exact or Iterated(equations)
 
 
 def embedding(linear_map: ConvolutionMap) -> TorusEmbedding:
@@ -91,162 +106,68 @@ def embedding(linear_map: ConvolutionMap) -> TorusEmbedding:
     return TorusEmbedding(linear_map.kernel, inputs, outputs)
 
 
-class _OnTorus(PreparedSolver):
+class _OnTorus(NormalEquations):
     """A convolution, its adjoint, and its normal equations, by transforms."""
 
+    name = "torus"
+    what = "convolution"
+    linear_map: ConvolutionMap
+
     def __init__(self, linear_map: ConvolutionMap, torus: TorusEmbedding, damping: float) -> None:
-        self.linear_map = linear_map
+        super().__init__(linear_map, damping)
         self.torus = torus
-        self.damping = damping
-        self.wide = linear_map.shape[0] <= linear_map.shape[1]
+        self.transposed = linear_map.kernel.transposed
 
-    def split(self, values: Tensor) -> Tensor:
-        """Shape (n_samples, channels, *size) into (n_samples, groups, channels / groups, n)."""
-        return values.reshape(len(values), self.torus.groups, -1, values.shape[2:].numel())
-
-    def forward(self, values: Tensor) -> Tensor:
+    def apply(self, rows: Tensor) -> Tensor:
         """Multiply by A."""
-        return self.adjoint_convolve(values) if self._transposed else self.convolve(values)
+        return self._adjoint_convolve(rows) if self.transposed else self._convolve(rows)
 
-    def backward(self, values: Tensor) -> Tensor:
+    def adjoint(self, rows: Tensor) -> Tensor:
         """Multiply by A'."""
-        return self.convolve(values) if self._transposed else self.adjoint_convolve(values)
+        return self._convolve(rows) if self.transposed else self._adjoint_convolve(rows)
 
-    def convolve(self, values: Tensor) -> Tensor:
-        torus = self.torus
-        found = torus.frequencies(torus.inputs.lay(values, torus.inputs.order))
-        return torus.cells(times(torus.symbol, found), 1)[..., torus.outputs.order]
+    def norm(self) -> float:
+        """Return the norm of the symbol."""
+        return float(torch.linalg.matrix_norm(self.torus.symbol, ord=2).max())
 
-    def adjoint_convolve(self, values: Tensor) -> Tensor:
-        torus = self.torus
-        found = torus.frequencies(torus.outputs.lay(values, torus.outputs.order))
-        return torus.cells(times(torus.symbol.mH, found), torus.phases)[..., torus.inputs.order]
-
-    @property
-    def _transposed(self) -> bool:
-        return self.linear_map.kernel.transposed
-
-    def gram(self, squared_damping: float, *, dual: bool) -> TorusGram:
-        """Return the inverse of AA' + λ², or of A'A + λ²."""
-        return TorusGram(self.torus, squared_damping, of_outputs=dual != self._transposed)
-
-    def result(self, solution: Tensor, **details: object) -> SolveResult:
-        shaped = solution.reshape(-1, *self.linear_map.in_shape)
-        return SolveResult(shaped, solver="torus", damping=self.damping, **details)  # type: ignore
-
-
-class _Exact(_OnTorus):
-    """z = (AA' + λ²)⁻¹ r and d = A'z if A is wide, d = (A'A + λ²)⁻¹ A'r if it is tall."""
-
-    inverse: TorusGram
-    refinements = 0
-
-    @classmethod
-    def attempt(
-        cls, linear_map: ConvolutionMap, torus: TorusEmbedding, damping: float
-    ) -> _Exact | None:
-        """Return the solver, or None where the system is singular or too ill-conditioned."""
-        self = cls(linear_map, torus, damping)
-        sizes = torch.linalg.svdvals(torus.symbol)
-        of_outputs = self.wide != linear_map.kernel.transposed
-        full = torus.symbol.shape[2 if of_outputs else 3] == sizes.shape[-1]
+    def symbol_is_singular(self) -> bool:
+        """Whether the damped symbol is, or nearly, at some frequency."""
+        symbol, of_outputs = self.torus.symbol, self.wide != self.transposed
+        sizes = torch.linalg.svdvals(symbol)
+        full = symbol.shape[2 if of_outputs else 3] == sizes.shape[-1]
         least = float(sizes.min()) ** 2 if full else 0.0
-        if least + damping**2 <= SHIFT**2 * float(sizes.max()) ** 2:
-            return None
-        self.inverse = self.gram(damping**2, dual=self.wide)
-        if not self.inverse.regular:
-            return None
-        # any values, not only those that A or A' gives: a singular system shows by them
-        shape = linear_map.out_shape if self.wide else linear_map.in_shape
-        generator = torch.Generator().manual_seed(0)
-        probe = torch.randn(1, *shape, generator=generator, dtype=torch.float64)
-        wanted = self.split(probe.to(torus.symbol.device))
-        for self.refinements in range(MAX_REFINEMENTS + 1):
-            remainder = self._remainder(wanted, self._refined(wanted))
-            if float(remainder.norm() / wanted.norm()) <= EXACT:
-                return self
-        return None
+        return least + self.damping**2 <= SHIFT**2 * float(sizes.max()) ** 2
 
-    def solve(self, rhs: Tensor) -> SolveResult:
-        values = self.split(rhs)
-        if not self.refinements:
-            found = self.inverse.solve(values, from_other=not self.wide, to_other=self.wide)
-        elif self.wide:
-            found = self.backward(self._refined(values))
-        else:
-            found = self._refined(self.backward(values))
-        return self.result(found)
+    def factorise(self, squared_damping: float, *, dual: bool) -> _Inverse | None:
+        """Return the inverse of AA' + μ, or of A'A + μ."""
+        inverse = TorusGram(self.torus, squared_damping, of_outputs=dual != self.transposed)
+        return _Inverse(inverse) if inverse.regular else None
 
-    def _refined(self, wanted: Tensor) -> Tensor:
-        found = self.inverse.solve(wanted)
-        for _ in range(self.refinements):
-            found = found + self.inverse.solve(self._remainder(wanted, found))
-        return found
+    def invert(self, factor: Factor, rhs: Tensor) -> Tensor:
+        """Solve and multiply by A', or the other way round, without leaving the torus between."""
+        assert isinstance(factor, _Inverse)
+        return factor.solve(rhs, from_other=not self.wide, to_other=self.wide)
 
-    def _remainder(self, wanted: Tensor, found: Tensor) -> Tensor:
-        image = (
-            self.forward(self.backward(found)) if self.wide else self.backward(self.forward(found))
-        )
-        return wanted - image - self.damping**2 * found
+    def _convolve(self, rows: Tensor) -> Tensor:
+        return self.torus.convolve(split(rows, self.torus, self.torus.inputs)).flatten(1)
+
+    def _adjoint_convolve(self, rows: Tensor) -> Tensor:
+        return self.torus.adjoint(split(rows, self.torus, self.torus.outputs)).flatten(1)
 
 
-class _Preconditioned(_OnTorus):
-    """Conjugate gradients on (A'A + λ²) d = A'r, preconditioned by the same with more damping."""
+class _Inverse:
+    """The inverse on the torus, for flat rows."""
 
-    def __init__(self, linear_map: ConvolutionMap, torus: TorusEmbedding, damping: float) -> None:
-        super().__init__(linear_map, torus, damping)
-        largest = float(torch.linalg.matrix_norm(torus.symbol, ord=2).max())
-        self.inverse = self.gram(max(damping**2, (SHIFT * largest) ** 2), dual=False)
+    def __init__(self, gram: TorusGram) -> None:
+        self.gram = gram
 
-    def solve(self, rhs: Tensor) -> SolveResult:
-        wanted = self.backward(self.split(rhs))
-        shape = wanted.shape
-
-        def product(rows: Tensor) -> Tensor:
-            values = rows.reshape(shape)
-            image = self.backward(self.forward(values)) + self.damping**2 * values
-            return image.flatten(1)
-
-        def precondition(rows: Tensor) -> Tensor:
-            return self.inverse.solve(rows.reshape(shape)).flatten(1)
-
-        found, residual, iterations = conjugate_gradients(
-            product,
-            precondition,
-            wanted.flatten(1),
-            tolerance=SOLVED * 1e-3,
-            max_iterations=MAX_ITERATIONS,
-        )
-        worst = float(residual.max())
-        solved = worst <= SOLVED
-        if self.damping == 0:
-            found, clean = _of_least_norm(found, product, precondition)
-            solved = solved and clean
-        return self.result(
-            found,
-            status="converged" if solved else "not_converged",
-            residual=worst,
-            iterations=iterations,
-            advice="" if solved else ADVICE,
-        )
+    def solve(self, rows: Tensor, *, from_other: bool = False, to_other: bool = False) -> Tensor:
+        """Multiply by the inverse; before that by A' or A, or after it, if asked."""
+        given = self.gram.other if from_other else self.gram.own
+        values = split(rows, self.gram.torus, given)
+        return self.gram.solve(values, from_other=from_other, to_other=to_other).flatten(1)
 
 
-def _of_least_norm(found: Tensor, product: Product, precondition: Product) -> tuple[Tensor, bool]:
-    """Take out what A does not see: rounding, which the preconditioner has amplified.
-
-    Each step of A'A (A'A + ε)⁻¹ takes over what A sees of the rest, and nothing else. Beyond a
-    condition of about 1e4 what A sees cannot be told from rounding.
-    """
-    clean, rest = torch.zeros_like(found), found
-    for _ in range(MAX_CLEANINGS):
-        seen = product(precondition(rest))
-        clean, rest = clean + seen, rest - seen
-        if bool((seen.norm(dim=1) <= CLEAN * clean.norm(dim=1)).all()):
-            return clean, True
-    return found, False
-
-
-ADVICE = (
-    "The convolution is close to rank-deficient. Use damping='auto' or a number > 0, or "
-    "solver='lsqr' or 'torch'."
-)
+def split(rows: Tensor, torus: TorusEmbedding, region: Region) -> Tensor:
+    """Shape flat rows into (n_samples, groups, channels, *length)."""
+    return rows.reshape(len(rows), torus.groups, torus.channels_of(region), *region.length)

@@ -1,9 +1,9 @@
 """(AA' + λ²)⁻¹ and (A'A + λ²)⁻¹ of a convolution, exactly, by transforms and a frame.
 
 On the torus (:class:`TorusEmbedding`) a convolution is one small matrix K per frequency. What
-the torus adds to the true problem lies on its frame: outputs that do not exist, whose values g
-are free, and cells around the input, which multipliers h keep at zero. The optimality
-conditions are one real system for g and h, of the size of the perimeter, factorised once.
+the torus adds to the true problem lies on its frame: what stands there on the side of the Gram
+matrix is free, and multipliers keep it at zero on the other side. The optimality conditions are
+one real symmetric system of the size of the perimeter, factorised once.
 """
 
 from __future__ import annotations
@@ -11,51 +11,67 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from featprop_sklearn.least_squares.torus_embedding import Places, TorusEmbedding
+from featprop_sklearn.least_squares.spectral_product import SpectralProduct
+from featprop_sklearn.least_squares.torus_embedding import TorusEmbedding
+from featprop_sklearn.least_squares.torus_regions import Region, Slab
 
-__all__ = ["TorusGram", "times"]
+__all__ = ["TorusGram"]
 
-#: products of channels up to which channels are multiplied one by one, without a transposition
-FEW_PRODUCTS = 64
 #: complex numbers worked on at a time: what fits into a cache
-CHUNK = 1 << 18
+CHUNK = 1 << 17
+#: complex numbers kept for a batch while its frames are solved together
+BATCH = 1 << 23
 
 
 class TorusGram:
     """The inverse of AA' + λ²I, or of A'A + λ²I.
+
+    With M the symbol from the *other* side to the Gram matrix's *own* (K where that is the
+    outputs', else K'), P = (MM' + λ²)⁻¹ and r what is to be solved for, the solution on the
+    torus is z = P(r + a) + PM b, with a and b on the frames of the two sides such that z is
+    zero on the own frame, and M'z = b on the other one.
 
     Parameters
     ----------
     torus : TorusEmbedding
         Of A.
     squared_damping : float
-        λ²; large enough that KK' + λ², or K'K + λ², is regular at each frequency.
+        λ²; large enough that P exists at each frequency.
     of_outputs : bool
         Whether AA' is meant, else A'A.
+
+    Attributes
+    ----------
+    regular : bool
+        Whether the system of the frame could be factorised; if not, there is no inverse.
     """
 
     def __init__(self, torus: TorusEmbedding, squared_damping: float, *, of_outputs: bool) -> None:
         self.torus = torus
-        self.of_outputs = of_outputs
         K = torus.symbol
-        eye_out = torch.eye(K.shape[-2], dtype=K.dtype, device=K.device)
-        eye_in = torch.eye(K.shape[-1], dtype=K.dtype, device=K.device)
-        if of_outputs:
-            self.inverse = torch.linalg.inv(K @ K.mH + squared_damping * eye_out)
-            self.mixed = self.inverse @ K  # out × in
-            outer, inner = self.inverse, eye_in - K.mH @ self.mixed
-        else:
-            self.inverse = torch.linalg.inv(K.mH @ K + squared_damping * eye_in)
-            self.mixed = K @ self.inverse
-            outer, inner = eye_out - self.mixed @ K.mH, self.inverse
-        self.frame = self._factorise(outer, inner)
+        M = K if of_outputs else K.mH
+        regions = (torus.outputs, torus.inputs)
+        self.own, self.other = regions if of_outputs else regions[::-1]
+        eye = torch.eye(M.shape[-2], dtype=M.dtype, device=M.device)
+        P = torch.linalg.inv(M @ M.mH + squared_damping * eye)
+        PM = P @ M
+        MPM = M.mH @ PM
+        #: to the other side? from the other side?
+        self._products = {
+            (False, False): SpectralProduct(P),
+            (False, True): SpectralProduct(PM),
+            (True, False): SpectralProduct(PM.mH),
+            (True, True): SpectralProduct(MPM),
+        }
+        self._n_own = torus.frame_of(self.own)
+        self.regular = self._factorise(P, PM, MPM)
 
     def solve(self, values: Tensor, *, from_other: bool = False, to_other: bool = False) -> Tensor:
         """Multiply by the inverse; before that by A' or A, or after it, if asked.
 
         Parameters
         ----------
-        values : Tensor of shape (n_samples, groups, channels, n), float64
+        values : Tensor of shape (n_samples, groups, channels, *size), float64
             Outputs of A where the inverse is that of AA', else inputs; the other way round
             with ``from_other``.
         from_other, to_other : bool
@@ -63,106 +79,85 @@ class TorusGram:
 
         Returns
         -------
-        Tensor of shape (n_samples, groups, channels, n)
+        Tensor of shape (n_samples, groups, channels, *size)
         """
-        numbers = self.torus.symbol.shape[1] * sum(self.torus.symbol.shape[-2:])
-        rows = max(1, CHUNK // (numbers * self.torus.groups))
-        return torch.cat([self._solve(part, from_other, to_other) for part in values.split(rows)])
+        given = self.other if from_other else self.own
+        wanted = self.other if to_other else self.own
+        transform, found = self.torus.transform, []
+        groups, frequencies, *channels = self.torus.symbol.shape
+        numbers = groups * frequencies * sum(channels)
+        for batch in values.split(max(1, BATCH // numbers)):
+            spectra, frames = [], []
+            for part in batch.split(max(1, CHUNK // numbers)):
+                spectrum = transform.transform(given.lay(part))
+                own, other = (self._products[side, from_other](spectrum) for side in (False, True))
+                spectra.append(other if to_other else own)
+                both = transform.frame(self.own, own), transform.frame(self.other, other)
+                frames.append(torch.cat(both, dim=2))
+            unknowns = self._solve_frame(torch.cat(frames))
+            for spectrum, part in zip(spectra, unknowns.split([*map(len, spectra)]), strict=True):
+                a, b = part.split([self._n_own, part.shape[2] - self._n_own], dim=2)
+                spectrum += self._products[to_other, False](self._spectrum(self.own, a))
+                spectrum += self._products[to_other, True](self._spectrum(self.other, b))
+                found.append(wanted.cut(transform.back(spectrum)))
+        return torch.cat(found)
 
-    def _solve(self, values: Tensor, from_other: bool, to_other: bool) -> Tensor:
-        torus = self.torus
-        K, own, other = torus.symbol.mH, torus.outputs, torus.inputs
-        if not self.of_outputs:
-            K, own, other = torus.symbol, torus.inputs, torus.outputs
-        across = self.mixed.mH if self.of_outputs else self.mixed
-        # what lies outside of A's own cells is absorbed by g and h: no need to cut it off
-        if from_other:
-            found = times(K.mH, torus.frequencies(other.lay(values, other.order)))
-        else:
-            found = torus.frequencies(own.lay(values, own.order))
-        direct = times(self.inverse, found)
-        on_own = torus.cells(direct, self._phases(own))[..., own.free]
-        on_other = torus.cells(times(across, found), self._phases(other))[..., other.free]
-        shapes = on_own.shape, on_other.shape
-        on_own, on_other = self._solve_frame(on_own.flatten(2), on_other.flatten(2))
-        direct = direct + times(self.inverse, self._laid(own, on_own.reshape(shapes[0])))
-        other_frame = self._laid(other, on_other.reshape(shapes[1]))
-        if self.of_outputs:
-            direct = direct - times(self.mixed, other_frame)
-        else:
-            direct = direct + times(self.mixed.mH, other_frame)
-        if to_other:
-            return torus.cells(times(K, direct), self._phases(other))[..., other.order]
-        return torus.cells(direct, self._phases(own))[..., own.order]
+    def _spectrum(self, region: Region, frame: Tensor) -> Tensor:
+        return self.torus.transform.spectrum(region, frame, self.torus.channels_of(region))
 
-    def _solve_frame(self, on_own: Tensor, on_other: Tensor) -> tuple[Tensor, Tensor]:
-        """Find the free outputs and the multipliers, whichever of them are on A's own side."""
-        pair = (-on_own, -on_other) if self.of_outputs else (on_other, -on_own)
-        rhs = torch.cat(pair, dim=2)
-        unknowns = torch.linalg.lu_solve(*self.frame, rhs.permute(1, 2, 0)).permute(2, 0, 1)
-        g, h = unknowns.split([part.shape[2] for part in pair], dim=2)
-        return (g, h) if self.of_outputs else (h, g)
+    def _factorise(self, P: Tensor, PM: Tensor, MPM: Tensor) -> bool:
+        """Factorise [[P, PM], [M'P, M'PM − I]] between the cells of the two frames.
 
-    def _laid(self, places: Places, values: Tensor) -> Tensor:
-        return self.torus.frequencies(places.lay(values, places.free))
-
-    def _phases(self, places: Places) -> int:
-        return self.torus.phases if places is self.torus.inputs else 1
-
-    def _factorise(self, outer: Tensor, inner: Tensor) -> tuple[Tensor, Tensor]:
-        """Factorise [[Q·outer·Q', −Q·mixed·F], [F'·mixed'·Q', F'·inner·F]].
-
-        Q takes the outputs that do not exist, F' the cells around the input.
+        It is symmetric and quasi-definite: L diag(I, −I) L' with L lower triangular.
         """
-        torus = self.torus
-        out, around = torus.outputs, torus.inputs
-        qq = self._gather(outer, out, out)
-        qf = self._gather(self.mixed, out, around)
-        ff = self._gather(inner, around, around)
-        system = torch.cat([torch.cat([qq, -qf], dim=2), torch.cat([qf.mT, ff], dim=2)], dim=1)
-        factor, pivots, failed = torch.linalg.lu_factor_ex(system)
-        self.regular = not bool(failed.any())
-        return factor, pivots
+        own = self._between(P, self.own, self.own)
+        cross = self._between(PM, self.own, self.other)
+        rest = self._between(MPM, self.other, self.other).neg_()
+        rest.diagonal(dim1=1, dim2=2).add_(1.0)
+        n, total = self._n_own, self._n_own + rest.shape[1]
+        factor = own.new_zeros(len(own), total, total)
+        factor[:, :n, :n], failed = torch.linalg.cholesky_ex(own)
+        across = torch.linalg.solve_triangular(factor[:, :n, :n], cross, upper=False)
+        factor[:, n:, :n] = across.mT
+        factor[:, n:, n:], failed_too = torch.linalg.cholesky_ex(rest + across.mT @ across)
+        self._factor = factor
+        return not bool(failed.any() or failed_too.any())
 
-    def _gather(self, symbol: Tensor, rows: Places, columns: Places) -> Tensor:
-        """Return the entries of a wrapping convolution between cells outside of two arrays."""
-        size = self.torus.size
-        groups, _, a, b = symbol.shape
-        kernels = torch.fft.irfftn(
-            symbol.permute(0, 2, 3, 1).reshape(groups, a, b, *size[:-1], size[-1] // 2 + 1),
-            s=size,
-            dim=tuple(range(3, 3 + len(size))),
-        ).flatten(3)
-        row_channel, row_cell = self._coordinates(rows, a)
-        column_channel, column_cell = self._coordinates(columns, b)
-        difference = torch.zeros_like(row_cell[0][:, None] - column_cell[0])
+    def _solve_frame(self, on_frames: Tensor) -> Tensor:
+        """Find a and b, (n_samples, groups, frame), from what r alone gives on the frames."""
+        rhs = on_frames.permute(1, 2, 0)
+        half = torch.linalg.solve_triangular(self._factor, rhs, upper=False)
+        half[:, : self._n_own].neg_()  # the sign of the right-hand side, and that of −I
+        return torch.linalg.solve_triangular(self._factor.mT, half, upper=True).permute(2, 0, 1)
+
+    def _between(self, symbol: Tensor, rows: Region, columns: Region) -> Tensor:
+        """Return the entries of a wrapping convolution between the frames of two regions."""
+        torus = self.torus
+        spectra = symbol.permute(0, 2, 3, 1).unflatten(3, torus.transform.half_size)
+        kernels = torus.transform.back(spectra)
+        entries = kernels.new_empty(len(kernels), torus.frame_of(rows), torus.frame_of(columns))
+        top = 0
+        for row in rows.slabs:
+            left, bottom = 0, top + torus.channels_of(rows) * row.n_cells
+            for column in columns.slabs:
+                right = left + torus.channels_of(columns) * column.n_cells
+                between = kernels[:, row.phase :: rows.n_phases, column.phase :: columns.n_phases]
+                entries[:, top:bottom, left:right] = self._block(between, row, column)
+                left = right
+            top = bottom
+        return entries
+
+    def _block(self, kernels: Tensor, row: Slab, column: Slab) -> Tensor:
+        """Return what the cells of one slab (columns) mean to those of another (rows)."""
+        size = self.torus.transform.size
+        dims = len(size)
+        steps = []
         for axis, n in enumerate(size):
-            step = (row_cell[axis][:, None] - column_cell[axis][None]) % n
-            difference = difference * n + step
-        return kernels[:, row_channel[:, None], column_channel[None], difference]
-
-    def _coordinates(self, places: Places, n_channels: int) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """Channel of the symbol (phases included), and position, of each unknown."""
-        phases, size = self._phases(places), self.torus.size
-        n_cells = places.n_cells // phases
-        phase, cell = places.free // n_cells, places.free % n_cells
-        channels = torch.arange(n_channels // phases, device=cell.device)
-        channel = (channels[:, None] * phases + phase[None]).flatten()
-        cell = cell.repeat(len(channels))
-        return channel, torch.unravel_index(cell, size)
-
-
-def times(matrices: Tensor, values: Tensor) -> Tensor:
-    """Multiply (groups, n_frequencies, a, b) with (n_samples, groups, b, n_frequencies)."""
-    _, _, a, b = matrices.shape
-    if a * b > FEW_PRODUCTS:
-        product = matrices @ values.permute(1, 3, 2, 0)
-        return product.permute(3, 0, 2, 1)
-    columns = matrices.permute(2, 3, 0, 1)
-    rows = []
-    for i in range(a):
-        row = columns[i, 0] * values[:, :, 0]
-        for j in range(1, b):
-            row = row + columns[i, j] * values[:, :, j]
-        rows.append(row)
-    return torch.stack(rows, dim=2)
+            to, of = (torch.tensor(list(slab.cells[axis])) for slab in (row, column))
+            shape = [1] * (2 * dims)
+            shape[axis], shape[dims + axis] = len(to), len(of)
+            steps.append(((to[:, None] - of) % n).reshape(shape).to(kernels.device))
+        groups, a, b = kernels.shape[:3]
+        block = kernels[(..., *steps)]  # type: ignore[index]
+        block = block.reshape(groups, a, b, row.n_cells, column.n_cells)
+        return block.transpose(2, 3).reshape(groups, a * row.n_cells, b * column.n_cells)

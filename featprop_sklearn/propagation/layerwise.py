@@ -14,7 +14,7 @@ from torch import Tensor
 from featprop_sklearn.data import to_array
 from featprop_sklearn.inversion import UnsupportedLayerError, keeps_bounds, pipeline_of_layers
 from featprop_sklearn.inversion.registry import find_inverter
-from featprop_sklearn.least_squares import SOLVERS
+from featprop_sklearn.least_squares import SOLVERS, Solver
 from featprop_sklearn.networks import Chain, output_ranges
 from featprop_sklearn.output_targets import OutputTargets
 
@@ -44,7 +44,11 @@ class LayerwiseRule:
     sweeps: ClassVar[bool] = True
 
     def __init__(
-        self, *, in_range: bool = False, solver: str = "auto", damping: str | float = "auto"
+        self,
+        *,
+        in_range: bool = False,
+        solver: str | Solver = "auto",
+        damping: str | float = "auto",
     ) -> None:
         self.in_range = in_range
         self.solver = solver

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from featprop_sklearn.data import batches
 from featprop_sklearn.inversion import InversionOptions
+from featprop_sklearn.least_squares import Solver
 from featprop_sklearn.networks import Chain
 from featprop_sklearn.output_targets import OutputTargets
 from featprop_sklearn.propagation.joint import JointRule
@@ -38,7 +39,7 @@ class Propagated:
     quality: dict[str, TargetQuality]
 
 
-def make_rule(propagation: str, *, solver: str, damping: str | float) -> Rule:
+def make_rule(propagation: str, *, solver: str | Solver, damping: str | float) -> Rule:
     """Return the propagation rule of that name.
 
     Raises

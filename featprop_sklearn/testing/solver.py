@@ -100,7 +100,8 @@ def _convolutions(
         linear_map = _DeclaredConvolution(kernel, size, needs)
         units = torch.eye(c_in * size, dtype=torch.float64).reshape(-1, c_in, size)
         label = f"{name} (kernel {tuple(weight.shape)}, stride {stride}, size {size}"
-        yield label, linear_map, linear_map.function(units).flatten(1).T
+        images = torch.nn.functional.conv1d(units, weight, stride=stride, padding=padding)
+        yield label, linear_map, images.flatten(1).T
 
 
 def _build(solver: type[Solver] | str) -> Solver:
@@ -199,14 +200,12 @@ class _DeclaredConvolution(_Declared, ConvolutionMap):
     """A convolution of one dimension."""
 
     def __init__(self, kernel: Kernel, size: int, needs: tuple[str, ...]) -> None:
-        def convolve(inputs: Tensor) -> Tensor:
-            return torch.nn.functional.conv1d(
-                inputs, kernel.weight, stride=kernel.stride, padding=kernel.padding
-            )
-
         shape = (kernel.weight.shape[1], size)
-        out_shape = convolve(torch.zeros(1, *shape, dtype=torch.float64)).shape[1:]
-        super().__init__(convolve, shape, out_shape, kernel)
+        probe = torch.zeros(1, *shape, dtype=torch.float64)
+        image = torch.nn.functional.conv1d(
+            probe, kernel.weight, stride=kernel.stride, padding=kernel.padding
+        )
+        super().__init__(kernel, shape, tuple(image.shape[1:]))
         self.provides = needs
 
     def apply(self, inputs: Tensor) -> Tensor:

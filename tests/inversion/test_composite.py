@@ -215,6 +215,30 @@ def test_what_does_not_converge_says_so_and_what_to_do(monkeypatch):
     assert "Use target_step < 1, or a split after this stage" in result.advice
 
 
+def test_outputs_that_are_met_are_not_polished_further():
+    layer = Residual(nn.Sequential(nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 16))).double()
+    reference = f64(40, 16)
+    wanted = layer(reference + 0.3 * f64(40, 16)).detach()
+    result = prepare(layer, (16,)).invert(wanted, reference)
+    assert (norms(layer(result.solution) - wanted) <= 1e-10 * norms(wanted)).all()
+    assert result.iterations <= 8
+
+
+class Folded(nn.Module):
+    """Kinks at which the residual is least, and its slope is not zero."""
+
+    def forward(self, x):
+        return x.abs() + 0.3 * x.roll(1, dims=1).abs()
+
+
+def test_samples_that_hardly_get_nearer_are_given_up():
+    reference = f64(10, 6)
+    result = prepare(Folded(), (6,)).invert(-1 - f64(10, 6).abs(), reference)
+    assert result.status == "not_converged"
+    assert result.iterations < composite.MAX_STEPS
+    assert "short of a stationary point" in result.advice
+
+
 class Embedded(nn.Module):
     """What is looked up by number: the numbers have no derivative."""
 

@@ -5,10 +5,11 @@ import pytest
 import torch
 
 from featprop_sklearn.least_squares import (
+    AutoSolver,
     DiagonalMap,
+    KrylovSolver,
     MatrixMap,
     SelectionMap,
-    choice,
     damping,
     resolve_damping,
 )
@@ -54,37 +55,33 @@ def test_no_damping_for_a_selection_or_zero():
 
 
 @pytest.fixture(params=["factorised", "matrix-free"])
-def _treated_as_large(request, monkeypatch):
+def auto(request, monkeypatch):
+    """What treats small maps as large ones."""
     monkeypatch.setattr(damping, "SVD_LIMIT", 0)
-    if request.param == "matrix-free":
-        monkeypatch.setattr(choice, "ENTRIES", 0)
+    return AutoSolver(max_bytes=0) if request.param == "matrix-free" else None
 
 
-@pytest.mark.usefixtures("_treated_as_large")
 class TestLargeMaps:
     @each_spectrum
     @pytest.mark.parametrize("shape", [(30, 40), (40, 30)])
-    def test_estimate(self, values, shape):
+    def test_estimate(self, values, shape, auto):
         largest = values.max() / 1e3
-        estimate = resolve_damping(matrix(*shape, values), "auto")
+        estimate = resolve_damping(matrix(*shape, values), "auto", auto)
         assert abs(estimate - rule(values)) <= 0.02 * largest
 
-    def test_rank_deficiency_counts_as_doubt(self):
-        found = resolve_damping(matrix(30, 40, 5 * np.logspace(0, -1, 20)), "auto")
+    def test_rank_deficiency_counts_as_doubt(self, auto):
+        found = resolve_damping(matrix(30, 40, 5 * np.logspace(0, -1, 20)), "auto", auto)
         assert found == pytest.approx(5e-3, rel=0.01)
 
-    def test_zero(self):
-        assert resolve_damping(MatrixMap(torch.zeros(3, 4)), "auto") == 0.0
+    def test_zero(self, auto):
+        assert resolve_damping(MatrixMap(torch.zeros(3, 4)), "auto", auto) == 0.0
 
 
 def test_an_estimate_that_does_not_settle_counts_as_doubt(monkeypatch):
     monkeypatch.setattr(damping, "SVD_LIMIT", 0)
-    monkeypatch.setattr(choice, "ENTRIES", 0)
-    real = damping.KrylovSolver
-    monkeypatch.setattr(
-        damping, "KrylovSolver", lambda tolerance, max_iterations: real(tolerance, 2)
-    )
-    found = resolve_damping(matrix(30, 40, SPECTRA["well conditioned"]), "auto")
+    monkeypatch.setattr(damping, "LOOSE", KrylovSolver(tolerance=1e-4, max_iterations=2))
+    slight = AutoSolver(max_bytes=0)
+    found = resolve_damping(matrix(30, 40, SPECTRA["well conditioned"]), "auto", slight)
     assert found == pytest.approx(5e-3, rel=0.01)
 
 

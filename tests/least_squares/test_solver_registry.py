@@ -1,15 +1,11 @@
 """Solvers by name, what they need, and which one is chosen."""
 
 import pytest
-import torch
 
 from featprop_sklearn.least_squares import (
     SOLVERS,
     BatchMap,
-    DiagonalMap,
     DirectSolver,
-    MatrixMap,
-    choose_solver,
     get_solver,
     register_solver,
 )
@@ -20,7 +16,7 @@ def per_sample():
 
 
 def test_names():
-    assert list(SOLVERS) == ["direct", "lsqr", "torch", "torus"]
+    assert list(SOLVERS) == ["auto", "direct", "sparse", "torus", "torch", "lsqr"]
     assert all(get_solver(name).name == name for name in SOLVERS)
 
 
@@ -28,10 +24,18 @@ def test_names():
     ("name", "hint"), [("direkt", "Did you mean 'direct'"), ("xyz", "got 'xyz'."), (3, "got 3.")]
 )
 def test_unknown_name(name, hint):
-    with pytest.raises(ValueError, match="solver must be one of 'auto', 'direct', 'lsqr', 'torch'"):
+    with pytest.raises(
+        ValueError, match="solver must be one of 'auto', 'direct', 'sparse', 'torus'"
+    ):
         get_solver(name)
     with pytest.raises(ValueError, match=hint):
         get_solver(name)
+
+
+def test_a_solver_stands_for_itself():
+    mine = DirectSolver(svd_limit=3)
+    assert get_solver(mine) is mine
+    assert repr(mine) == "DirectSolver(svd_limit=3)"
 
 
 def test_registration(monkeypatch):
@@ -63,24 +67,3 @@ def test_solver_says_what_the_map_lacks(name, missing):
     )
     with pytest.raises(ValueError, match=message):
         get_solver(name).prepare(per_sample(), 0.0)
-
-
-class Huge(MatrixMap):
-    def __init__(self, rows, columns):
-        super().__init__(torch.zeros(1, 1))
-        self.shape = (rows, columns)
-
-
-@pytest.mark.parametrize(
-    ("linear_map", "expected"),
-    [
-        (MatrixMap(torch.ones(3, 4)), "direct"),
-        (DiagonalMap(torch.ones(50_000)), "direct"),
-        (per_sample(), "torch"),
-        (Huge(4096, 8192), "direct"),
-        (Huge(5000, 5000), "torch"),
-        (Huge(1000, 40_000), "torch"),
-    ],
-)
-def test_automatic_choice(linear_map, expected):
-    assert choose_solver(linear_map) == expected

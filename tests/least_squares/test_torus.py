@@ -1,5 +1,7 @@
 """The torus solver against numpy on the layer's matrix, over random geometry."""
 
+from math import prod
+
 import numpy as np
 import pytest
 import torch
@@ -10,14 +12,15 @@ from torch import nn
 from featprop_sklearn import LayerInverter
 from featprop_sklearn.inversion.affine import convolution_map
 from featprop_sklearn.least_squares import (
+    AutoSolver,
     FunctionMap,
     TorusSolver,
-    choose_solver,
-    prepare_chosen,
 )
 from featprop_sklearn.least_squares.conjugate_gradients import conjugate_gradients
 from featprop_sklearn.least_squares.torus_embedding import TorusEmbedding
 from featprop_sklearn.least_squares.torus_gram import TorusGram
+from featprop_sklearn.least_squares.torus_regions import Region
+from featprop_sklearn.least_squares.torus_transform import TorusTransform
 
 LAYERS = {
     False: (nn.Conv1d, nn.Conv2d, nn.Conv3d),
@@ -77,34 +80,75 @@ def test_solutions_are_those_of_numpy(convolution, damping):
         assert len(sizes) < min(matrix.shape)
 
 
+def _embedded(convolution):
+    layer, shape = convolution
+    linear_map = convolution_map(layer, shape)
+    inputs, outputs = linear_map.in_shape[1:], linear_map.out_shape[1:]
+    if linear_map.kernel.transposed:
+        inputs, outputs = outputs, inputs
+    matrix = linear_map.matrix()
+    matrix = matrix.T if linear_map.kernel.transposed else matrix
+    return TorusEmbedding(linear_map.kernel, inputs, outputs), matrix
+
+
+def _shaped(torus, region, rows):
+    channels = torus.channels_of(region)
+    return rows.reshape(len(rows), torus.groups, channels, *region.length)
+
+
 @settings(deadline=None, max_examples=12, derandomize=True)
 @given(convolutions())
 def test_the_embedding_is_the_convolution(convolution):
-    layer, shape = convolution
-    linear_map = convolution_map(layer, shape)
-    kernel = linear_map.kernel
-    inputs, outputs = linear_map.in_shape[1:], linear_map.out_shape[1:]
-    if kernel.transposed:
-        inputs, outputs = outputs, inputs
-    torus = TorusEmbedding(kernel, inputs, outputs)
-    assert torus.symbol.shape[0] == layer.groups
-    for of_outputs in (True, False):
-        gram = TorusGram(torus, 0.25, of_outputs=of_outputs)
-        matrix = linear_map.matrix()
-        matrix = matrix.T if kernel.transposed else matrix
-        full = matrix @ matrix.T if of_outputs else matrix.T @ matrix
-        full = full + 0.25 * torch.eye(len(full)).double()
-        values = torch.randn(2, len(full)).double()
-        found = gram.solve(
-            values.reshape(2, layer.groups, -1, len(full) // _channels(torus, of_outputs))
-        )
-        expected = torch.linalg.solve(full, values.T).T
-        torch.testing.assert_close(found.reshape(2, -1), expected, rtol=1e-9, atol=1e-11)
+    torus, matrix = _embedded(convolution)
+    inputs, outputs = torch.randn(2, matrix.shape[1]), torch.randn(2, matrix.shape[0])
+    inputs, outputs = inputs.double(), outputs.double()
+    forth = torus.convolve(_shaped(torus, torus.inputs, inputs)).flatten(1)
+    back = torus.adjoint(_shaped(torus, torus.outputs, outputs)).flatten(1)
+    torch.testing.assert_close(forth, inputs @ matrix.T, rtol=1e-9, atol=1e-11)
+    torch.testing.assert_close(back, outputs @ matrix, rtol=1e-9, atol=1e-11)
 
 
-def _channels(torus, of_outputs):
-    groups, _, out, phased = torus.symbol.shape
-    return groups * (out if of_outputs else phased // torus.phases)
+@settings(deadline=None, max_examples=12, derandomize=True)
+@given(convolutions(), st.booleans(), st.booleans(), st.booleans())
+def test_gram_matrices_are_inverted_on_either_side(convolution, of_outputs, from_other, to_other):
+    torus, matrix = _embedded(convolution)
+    own, other = torus.outputs, torus.inputs
+    if not of_outputs:
+        matrix, own, other = matrix.T, other, own
+    gram = TorusGram(torus, 0.25, of_outputs=of_outputs)
+    product = torch.linalg.inv(matrix @ matrix.T + 0.25 * torch.eye(len(matrix)).double())
+    product = product @ matrix if from_other else product
+    product = matrix.T @ product if to_other else product
+    values = torch.randn(2, product.shape[1]).double()
+    shaped = _shaped(torus, other if from_other else own, values)
+    found = gram.solve(shaped, from_other=from_other, to_other=to_other)
+    torch.testing.assert_close(found.flatten(1), values @ product.T, rtol=1e-9, atol=1e-11)
+
+
+@settings(deadline=None, max_examples=25, derandomize=True)
+@given(
+    st.lists(
+        st.tuples(st.integers(1, 5), st.integers(0, 4), st.integers(1, 3), st.integers(0, 4)),
+        min_size=1,
+        max_size=3,
+    )
+)
+def test_the_frame_is_what_an_array_leaves_free(axes):
+    length, start, stride, _ = zip(*axes, strict=True)
+    size = [-(-(n + low) // s) + m for n, low, s, m in axes]
+    region = Region(size, length, start, stride)
+    torus = region.lay(torch.ones(1, 1, *length).double())
+    assert torus.sum() == prod(length)
+    assert region.frame_size == torus.numel() - prod(length)
+    transform = TorusTransform(size, torch.device("cpu"))
+    cells = torch.randn(2, 1, 2 * region.n_phases, *size).double()
+    on_frame = transform.frame(region, transform.transform(cells))
+    # back from the frame alone: the array's own cells empty, the others as they were
+    spectrum = transform.spectrum(region, on_frame, 2)
+    expected = torch.where(torus[0].repeat(2, *[1] * len(size)) == 1, 0.0, cells)
+    torch.testing.assert_close(transform.back(spectrum), expected, rtol=1e-12, atol=1e-12)
+    values = torch.randn(2, 3, *length).double()
+    torch.testing.assert_close(region.cut(region.lay(values)), values, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("size", [16, 33])
@@ -173,16 +217,6 @@ def test_conjugate_gradients_keep_the_best_and_say_how_good():
     assert iterations <= 3
 
 
-def test_auto_takes_it_for_large_convolutions_and_for_nothing_else():
-    large = convolution_map(nn.Conv2d(3, 6, 5).double(), (3, 32, 32))
-    small = convolution_map(nn.Conv2d(1, 2, 3).double(), (1, 8, 8))
-    circular = convolution_map(
-        nn.Conv2d(3, 6, 5, padding=2, padding_mode="circular").double(), (3, 32, 32)
-    )
-    assert [choose_solver(one) for one in (large, small)] == ["torus", "direct"]
-    assert choose_solver(circular) != "torus"
-
-
 @pytest.mark.parametrize(
     "layer",
     [
@@ -206,6 +240,8 @@ def test_auto_takes_the_matrix_where_the_torus_would_have_to_iterate():
     torch.manual_seed(0)
     layer = nn.Conv2d(4, 4, 3, padding=1).double().requires_grad_(False)
     layer.weight -= layer.weight.mean(dim=(2, 3), keepdim=True)  # nothing passes at frequency 0
-    linear_map = convolution_map(layer, (4, 17, 17))
-    assert choose_solver(linear_map) == "torus"
-    assert [prepare_chosen(linear_map, damping)[0] for damping in (0.0, 0.1)] == ["direct", "torus"]
+    linear_map = convolution_map(layer, (4, 24, 24))
+    rhs = torch.randn(1, *linear_map.out_shape).double()
+    assert AutoSolver().choose(linear_map, 0.0) == "torus"
+    solvers = [AutoSolver().prepare(linear_map, damping) for damping in (0.0, 0.1)]
+    assert [solver.solve(rhs).solver for solver in solvers] == ["sparse", "torus"]

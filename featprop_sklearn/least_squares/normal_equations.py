@@ -1,0 +1,223 @@
+"""Least squares by factorised normal equations: exact where they are regular, else iterated.
+
+A solver supplies products with A, and AA' + μ or A'A + μ factorised (:class:`NormalEquations`).
+Where a probe shows that this is accurate, it is all (:class:`Exact`); otherwise the same with a
+little more damping preconditions conjugate gradients (:class:`Iterated`).
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from functools import partial
+from typing import ClassVar, Protocol
+
+import torch
+from torch import Tensor
+
+from featprop_sklearn.least_squares.conjugate_gradients import Product, conjugate_gradients
+from featprop_sklearn.least_squares.linear_map import LinearMap
+from featprop_sklearn.least_squares.result import SolveResult
+from featprop_sklearn.least_squares.rows import as_rows
+from featprop_sklearn.least_squares.solver import PreparedSolver
+
+__all__ = ["SHIFT", "Exact", "Factor", "Iterated", "NormalEquations"]
+
+#: share of σ_max added to what is singular, or nearly
+SHIFT = 1e-4
+#: relative residual of the normal equations that counts as exact, and as solved
+EXACT = 1e-11
+SOLVED = 1e-10
+MAX_REFINEMENTS = 2
+MAX_ITERATIONS = 200
+
+ADVICE = (
+    "The {what} is close to rank-deficient. Use damping='auto' or a number > 0, or "
+    "solver='lsqr' or 'torch'."
+)
+
+
+class Factor(Protocol):
+    """A factorised symmetric positive definite matrix M."""
+
+    def solve(self, values: Tensor) -> Tensor:
+        """Multiply rows by M⁻¹."""
+
+
+class NormalEquations(ABC):
+    """A and its damped normal equations; every batch is flat, one row a sample.
+
+    Parameters
+    ----------
+    linear_map : LinearMap
+        A, of shape (m, n).
+    damping : float
+        λ.
+
+    Attributes
+    ----------
+    wide : bool
+        Whether m ≤ n: AA' + λ² is then factorised, else A'A + λ².
+    """
+
+    #: of the solver
+    name: ClassVar[str]
+    #: what its users call A
+    what: ClassVar[str]
+
+    def __init__(self, linear_map: LinearMap, damping: float) -> None:
+        self.linear_map = linear_map
+        self.damping = damping
+        self.wide = linear_map.shape[0] <= linear_map.shape[1]
+
+    @abstractmethod
+    def apply(self, rows: Tensor) -> Tensor:
+        """Multiply by A: (n_samples, n) to (n_samples, m)."""
+
+    @abstractmethod
+    def adjoint(self, rows: Tensor) -> Tensor:
+        """Multiply by A': (n_samples, m) to (n_samples, n)."""
+
+    @abstractmethod
+    def factorise(self, squared_damping: float, *, dual: bool) -> Factor | None:
+        """Factorise AA' + μ (dual) or A'A + μ; None where that is singular."""
+
+    @abstractmethod
+    def norm(self) -> float:
+        """Return σ_max(A), or a little more."""
+
+    def invert(self, factor: Factor, rhs: Tensor) -> Tensor:
+        """Return A'(AA' + λ²)⁻¹ r if A is wide, (A'A + λ²)⁻¹ A'r if it is tall."""
+        return self.adjoint(factor.solve(rhs)) if self.wide else factor.solve(self.adjoint(rhs))
+
+    def preconditioner(self, squared_damping: float) -> Product | None:
+        """Return what is A'A + λ² inverted, up to O(μ); None if that is singular.
+
+        For λ = 0 it is A'(AA' + μ)⁻²A of a wide A, A'A (A'A + μ)⁻² of a tall one: what A does
+        not see, rounding that the inverse amplifies, is cut off by the last product with A',
+        so that iterates stay of least norm. For λ > 0 it is (A'A + μ)⁻¹, by that of AA' + μ
+        where A is wide (Woodbury).
+        """
+        factor = self.factorise(squared_damping, dual=self.wide)
+        if factor is None:
+            return None
+        if self.damping == 0:
+            return partial(self._invert_twice, factor)
+        if not self.wide:
+            return factor.solve
+        return lambda rows: (rows - self.adjoint(factor.solve(self.apply(rows)))) / squared_damping
+
+    def _invert_twice(self, factor: Factor, rows: Tensor) -> Tensor:
+        if self.wide:
+            return self.adjoint(factor.solve(factor.solve(self.apply(rows))))
+        return self.adjoint(self.apply(factor.solve(factor.solve(rows))))
+
+    def rows(self, batch: Tensor) -> Tensor:
+        """Flatten a batch, and bring it to where the products are computed."""
+        return as_rows(batch)
+
+    def normal_product(self, rows: Tensor) -> Tensor:
+        """Multiply by A'A + λ²."""
+        return self.adjoint(self.apply(rows)) + self.damping**2 * rows
+
+    def dual_product(self, rows: Tensor) -> Tensor:
+        """Multiply by AA' + λ²."""
+        return self.apply(self.adjoint(rows)) + self.damping**2 * rows
+
+    def result(self, solution: Tensor, **details: object) -> SolveResult:
+        """Give the solution its shape, where the map is."""
+        linear_map = self.linear_map
+        shaped = solution.contiguous().reshape(len(solution), *linear_map.in_shape)
+        shaped = shaped.to(linear_map.device)
+        return SolveResult(shaped, solver=self.name, damping=self.damping, **details)  # type: ignore
+
+
+class Exact(PreparedSolver):
+    """Solve z = (AA' + λ²)⁻¹ r and d = A'z if A is wide, d = (A'A + λ²)⁻¹ A'r if it is tall.
+
+    Refined as often as a probe needs: of the dual z or of the normal equations, since refining
+    d itself would stall (Björck, Numerical Methods for Least Squares Problems, 1996, section
+    2.9; doi:10.1137/1.9781611971484).
+    """
+
+    def __init__(self, equations: NormalEquations, factor: Factor, refinements: int) -> None:
+        self.equations = equations
+        self.factor = factor
+        self.refinements = refinements
+
+    @classmethod
+    def attempt(cls, equations: NormalEquations) -> Exact | None:
+        """Return the solver, or None where the system is singular or too ill-conditioned."""
+        factor = equations.factorise(equations.damping**2, dual=equations.wide)
+        if factor is None:
+            return None
+        # any values, not only those that A or A' gives: a singular system shows by them
+        generator = torch.Generator().manual_seed(0)
+        size = min(equations.linear_map.shape)
+        probe = torch.randn(1, size, generator=generator, dtype=torch.float64)
+        probe = equations.rows(probe.to(equations.linear_map.device))
+        # rounding in AA'z alone is as large, relative to w = (AA' + λ²) z
+        limit = EXACT
+        if equations.damping > 0:
+            square = (equations.norm() / equations.damping) ** 2
+            limit = max(limit, square * torch.finfo(torch.float64).eps / 2)
+        for refinements in range(MAX_REFINEMENTS + 1):
+            self = cls(equations, factor, refinements)
+            remainder = self._remainder(probe, self._refined(probe))
+            if float(remainder.norm() / probe.norm()) <= limit:
+                return self
+        return None
+
+    def solve(self, rhs: Tensor) -> SolveResult:
+        """Solve for a batch of right-hand sides, in closed form."""
+        equations, rows = self.equations, self.equations.rows(rhs)
+        if not self.refinements:
+            found = equations.invert(self.factor, rows)
+        elif equations.wide:
+            found = equations.adjoint(self._refined(rows))
+        else:
+            found = self._refined(equations.adjoint(rows))
+        return equations.result(found)
+
+    def _refined(self, wanted: Tensor) -> Tensor:
+        found = self.factor.solve(wanted)
+        for _ in range(self.refinements):
+            found = found + self.factor.solve(self._remainder(wanted, found))
+        return found
+
+    def _remainder(self, wanted: Tensor, found: Tensor) -> Tensor:
+        equations = self.equations
+        product = equations.dual_product if equations.wide else equations.normal_product
+        return wanted - product(found)
+
+
+class Iterated(PreparedSolver):
+    """Conjugate gradients on (A'A + λ²) d = A'r, preconditioned by the same with more damping."""
+
+    as_estimated: ClassVar[bool] = False
+
+    def __init__(self, equations: NormalEquations) -> None:
+        self.equations = equations
+        shift = (SHIFT * equations.norm()) ** 2
+        precondition = equations.preconditioner(max(equations.damping**2, shift) or 1.0)
+        assert precondition is not None, "damped by more than rounding, it is regular"
+        self.precondition: Product = precondition
+
+    def solve(self, rhs: Tensor) -> SolveResult:
+        """Solve for a batch of right-hand sides, until the residual is verified small."""
+        equations = self.equations
+        found, residual, iterations = conjugate_gradients(
+            equations.normal_product,
+            self.precondition,
+            equations.adjoint(equations.rows(rhs)),
+            tolerance=SOLVED * 1e-3,
+            max_iterations=MAX_ITERATIONS,
+        )
+        worst = float(residual.max()) if len(residual) else 0.0
+        solved = worst <= SOLVED
+        return equations.result(
+            found,
+            status="converged" if solved else "not_converged",
+            residual=worst,
+            iterations=iterations,
+            advice="" if solved else ADVICE.format(what=equations.what),
+        )
