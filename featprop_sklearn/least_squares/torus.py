@@ -27,7 +27,7 @@ __all__ = ["TorusSolver"]
 
 #: measured: seconds for the calls of a set-up, for an entry of a symbol and each of its channels,
 #: for an entry of the frame's matrix
-START, SYMBOL, ENTRY = 3e-3, 1e-9, 1e-8
+START, SYMBOL, ENTRY = 3e-3, 1e-9, 6e-9
 #: and for a sample's share of the calls, and for its product with an entry of a symbol
 CALLS, PRODUCT = 3e-6, 1e-9
 
@@ -58,12 +58,11 @@ class TorusSolver(Solver):
         assert isinstance(linear_map, ConvolutionMap)
         torus = embedding(linear_map)
         size, groups, frame = torus.transform.size, torus.groups, torus.frame_size
-        out_channels = torus.channels_of(torus.outputs)
-        phased = torus.channels_of(torus.inputs) * torus.inputs.n_phases
-        products = groups * prod(torus.transform.half_size) * (out_channels + phased) ** 2
-        set_up = START + products * (SYMBOL * (out_channels + phased) + SYMBOL)
+        channels = sum(torus.channels)
+        products = groups * prod(torus.transform.half_size) * channels**2
+        set_up = START + SYMBOL * products * (channels + 1)
         set_up += groups * (ENTRY * frame**2 + frame**3 / 3 / FLOPS)
-        per_sample = CALLS + seconds_of_transforms(groups * (out_channels + phased), size)
+        per_sample = CALLS + seconds_of_transforms(groups * channels, size)
         per_sample += products * PRODUCT + groups * 2 * frame**2 / FLOPS
         return Cost(set_up, per_sample, torus.bytes_needed)
 

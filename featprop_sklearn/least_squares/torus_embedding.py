@@ -43,9 +43,18 @@ class TorusEmbedding:
         self.groups = kernel.groups
         size = torus_size(kernel, in_size, out_size)
         dims = len(size)
-        self.inputs = Region(size, in_size, kernel.padding, kernel.stride)
+        # both begin at cell 0: where sizes are the same, so are the frames
+        self.inputs = Region(size, in_size, (0,) * dims, kernel.stride)
         self.outputs = Region(size, out_size, (0,) * dims, (1,) * dims)
         self.transform = TorusTransform(size, kernel.weight.device)
+
+    @property
+    def channels(self) -> tuple[int, int]:
+        """Channels of the outputs and of the inputs, phases included, of one group."""
+        return (
+            self.channels_of(self.outputs),
+            self.channels_of(self.inputs) * self.inputs.n_phases,
+        )
 
     def channels_of(self, region: Region) -> int:
         """Return the channels of the inputs or outputs, without phases, of one group."""
@@ -64,11 +73,10 @@ class TorusEmbedding:
     @property
     def bytes_needed(self) -> int:
         """What the symbols of a Gram matrix's inverse and the factor of its frame take."""
-        out_channels = self.channels_of(self.outputs)
-        phased = self.channels_of(self.inputs) * self.inputs.n_phases
         # as matrices, and once more as they are multiplied with spectra
-        symbols = 2 * 16 * prod(self.transform.half_size) * (out_channels + phased) ** 2
-        return self.groups * (symbols + 2 * 8 * self.frame_size**2)
+        symbols = 2 * 16 * prod(self.transform.half_size) * sum(self.channels) ** 2
+        # the factor, and a quarter more while it is put together
+        return self.groups * (symbols + 10 * self.frame_size**2)
 
     @cached_property
     def symbol(self) -> Tensor:
@@ -78,7 +86,8 @@ class TorusEmbedding:
         size = self.transform.size
         placed = weight.new_zeros(out_channels, in_channels, self.inputs.n_phases, *size)
         for tap in product(*map(range, taps)):
-            steps = [t * d for t, d in zip(tap, kernel.dilation, strict=True)]
+            at = zip(tap, kernel.dilation, kernel.padding, strict=True)
+            steps = [t * d - low for t, d, low in at]
             cell = [step // s % n for step, s, n in zip(steps, kernel.stride, size, strict=True)]
             phase = 0
             for step, s in zip(steps, kernel.stride, strict=True):

@@ -11,6 +11,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from featprop_sklearn.least_squares.quasi_definite import QuasiDefinite
 from featprop_sklearn.least_squares.spectral_product import SpectralProduct
 from featprop_sklearn.least_squares.torus_embedding import TorusEmbedding
 from featprop_sklearn.least_squares.torus_regions import Region, Slab
@@ -20,7 +21,7 @@ __all__ = ["TorusGram"]
 #: complex numbers worked on at a time: what fits into a cache
 CHUNK = 1 << 17
 #: complex numbers kept for a batch while its frames are solved together
-BATCH = 1 << 23
+BATCH = 1 << 22
 
 
 class TorusGram:
@@ -54,17 +55,16 @@ class TorusGram:
         self.own, self.other = regions if of_outputs else regions[::-1]
         eye = torch.eye(M.shape[-2], dtype=M.dtype, device=M.device)
         P = torch.linalg.inv(M @ M.mH + squared_damping * eye)
-        PM = P @ M
-        MPM = M.mH @ PM
-        #: to the other side? from the other side?
-        self._products = {
-            (False, False): SpectralProduct(P),
-            (False, True): SpectralProduct(PM),
-            (True, False): SpectralProduct(PM.mH),
-            (True, True): SpectralProduct(MPM),
-        }
+        MP = M.mH @ P
+        MPM = MP @ M
+        #: from the own side, and from the other one, to both
+        sides = (torch.cat([P, MP], dim=2), torch.cat([MP.mH, MPM], dim=2))
+        self._to_both = [SpectralProduct(side) for side in sides]
+        self._from_both = [SpectralProduct(side.mH) for side in sides]
+        self._own_channels = P.shape[2]
         self._n_own = torus.frame_of(self.own)
-        self.regular = self._factorise(P, PM, MPM)
+        self._frame = self._factorise(P, MP, MPM)
+        self.regular = self._frame.regular
 
     def solve(self, values: Tensor, *, from_other: bool = False, to_other: bool = False) -> Tensor:
         """Multiply by the inverse; before that by A' or A, or after it, if asked.
@@ -83,59 +83,69 @@ class TorusGram:
         """
         given = self.other if from_other else self.own
         wanted = self.other if to_other else self.own
-        transform, found = self.torus.transform, []
-        groups, frequencies, *channels = self.torus.symbol.shape
-        numbers = groups * frequencies * sum(channels)
-        for batch in values.split(max(1, BATCH // numbers)):
+        n, transform, found = self._own_channels, self.torus.transform, []
+        kept = slice(n, None) if to_other else slice(n)
+        n_frequencies, n_channels = self.torus.symbol[..., 0, 0].numel(), sum(self.torus.channels)
+        per_batch = BATCH // (n_frequencies * len(range(n_channels)[kept]))
+        per_part = CHUNK // (n_frequencies * n_channels)
+        for batch in values.split(max(1, per_batch)):
             spectra, frames = [], []
-            for part in batch.split(max(1, CHUNK // numbers)):
-                spectrum = transform.transform(given.lay(part))
-                own, other = (self._products[side, from_other](spectrum) for side in (False, True))
-                spectra.append(other if to_other else own)
-                both = transform.frame(self.own, own), transform.frame(self.other, other)
-                frames.append(torch.cat(both, dim=2))
-            unknowns = self._solve_frame(torch.cat(frames))
+            for part in batch.split(max(1, per_part)):
+                both = self._to_both[from_other](transform.transform(given.lay(part)))
+                spectra.append(both[:, :, kept].clone())
+                frames.append(self._frames(both))
+            # its right-hand side is what r alone gives on the frames, with the other sign
+            unknowns = self._frame.solve(-torch.cat(frames).permute(1, 2, 0)).permute(2, 0, 1)
             for spectrum, part in zip(spectra, unknowns.split([*map(len, spectra)]), strict=True):
-                a, b = part.split([self._n_own, part.shape[2] - self._n_own], dim=2)
-                spectrum += self._products[to_other, False](self._spectrum(self.own, a))
-                spectrum += self._products[to_other, True](self._spectrum(self.other, b))
+                spectrum += self._from_both[to_other](self._spectra(part))
                 found.append(wanted.cut(transform.back(spectrum)))
         return torch.cat(found)
 
-    def _spectrum(self, region: Region, frame: Tensor) -> Tensor:
-        return self.torus.transform.spectrum(region, frame, self.torus.channels_of(region))
+    def _frames(self, both: Tensor) -> Tensor:
+        """Transform the spectra of both sides back to their frames, the own one first."""
+        frame, n = self.torus.transform.frame, self._own_channels
+        if self._aligned:
+            slabs = frame(self.own, both)
+            parts = [slab[:, :, :n] for slab in slabs] + [slab[:, :, n:] for slab in slabs]
+        else:
+            parts = frame(self.own, both[:, :, :n]) + frame(self.other, both[:, :, n:])
+        empty = both.real.new_empty(*both.shape[:2], 0)
+        return torch.cat([empty, *(part.flatten(2) for part in parts)], dim=2)
 
-    def _factorise(self, P: Tensor, PM: Tensor, MPM: Tensor) -> bool:
-        """Factorise [[P, PM], [M'P, M'PM − I]] between the cells of the two frames.
+    def _spectra(self, frames: Tensor) -> Tensor:
+        """Transform toruses that are empty but for their frames, both sides."""
+        torus, (n_samples, groups, _) = self.torus, frames.shape
+        sides = (self.own, self.other)
+        parts = frames.tensor_split((self._n_own,), dim=2)
+        shapes = [(n_samples, groups, torus.channels_of(side)) for side in sides]
+        slabs = [_by_slab(*side) for side in zip(sides, parts, shapes, strict=True)]
+        if self._aligned:
+            joined = [torch.cat(pair, dim=2) for pair in zip(*slabs, strict=True)]
+            shape = (n_samples, groups, shapes[0][2] + shapes[1][2])
+            return torus.transform.spectrum(self.own, joined, shape)
+        spectra = map(torus.transform.spectrum, sides, slabs, shapes)
+        return torch.cat([*spectra], dim=2)
 
-        It is symmetric and quasi-definite: L diag(I, −I) L' with L lower triangular.
-        """
-        own = self._between(P, self.own, self.own)
-        cross = self._between(PM, self.own, self.other)
-        rest = self._between(MPM, self.other, self.other).neg_()
-        rest.diagonal(dim1=1, dim2=2).add_(1.0)
-        n, total = self._n_own, self._n_own + rest.shape[1]
-        factor = own.new_zeros(len(own), total, total)
-        factor[:, :n, :n], failed = torch.linalg.cholesky_ex(own)
-        across = torch.linalg.solve_triangular(factor[:, :n, :n], cross, upper=False)
-        factor[:, n:, :n] = across.mT
-        factor[:, n:, n:], failed_too = torch.linalg.cholesky_ex(rest + across.mT @ across)
-        self._factor = factor
-        return not bool(failed.any() or failed_too.any())
+    @property
+    def _aligned(self) -> bool:
+        """Whether the two frames are the same cells."""
+        return bool(self.own.slabs) and self.own.slabs == self.other.slabs
 
-    def _solve_frame(self, on_frames: Tensor) -> Tensor:
-        """Find a and b, (n_samples, groups, frame), from what r alone gives on the frames."""
-        rhs = on_frames.permute(1, 2, 0)
-        half = torch.linalg.solve_triangular(self._factor, rhs, upper=False)
-        half[:, : self._n_own].neg_()  # the sign of the right-hand side, and that of −I
-        return torch.linalg.solve_triangular(self._factor.mT, half, upper=True).permute(2, 0, 1)
+    def _factorise(self, P: Tensor, MP: Tensor, MPM: Tensor) -> QuasiDefinite:
+        """Factorise [[P, PM], [M'P, M'PM − I]] between the cells of the two frames."""
+        n, total = self._n_own, self.torus.frame_size
+        system = torch.empty(len(P), total, total, dtype=torch.float64, device=P.device)
+        self._fill(system[:, :n, :n], P, self.own, self.own)
+        self._fill(system[:, n:, :n], MP, self.other, self.own)
+        self._fill(system[:, n:, n:], MPM, self.other, self.other)
+        system[:, n:, n:].diagonal(dim1=1, dim2=2).sub_(1.0)
+        return QuasiDefinite(system, n)
 
-    def _between(self, symbol: Tensor, rows: Region, columns: Region) -> Tensor:
-        """Return the entries of a wrapping convolution between the frames of two regions."""
+    def _fill(self, entries: Tensor, symbol: Tensor, rows: Region, columns: Region) -> None:
+        """Put in place what a wrapping convolution does between the frames of two regions."""
         torus = self.torus
         spectra = symbol.permute(0, 2, 3, 1).unflatten(3, torus.transform.half_size)
         kernels = torus.transform.back(spectra)
-        entries = kernels.new_empty(len(kernels), torus.frame_of(rows), torus.frame_of(columns))
         top = 0
         for row in rows.slabs:
             left, bottom = 0, top + torus.channels_of(rows) * row.n_cells
@@ -145,7 +155,6 @@ class TorusGram:
                 entries[:, top:bottom, left:right] = self._block(between, row, column)
                 left = right
             top = bottom
-        return entries
 
     def _block(self, kernels: Tensor, row: Slab, column: Slab) -> Tensor:
         """Return what the cells of one slab (columns) mean to those of another (rows)."""
@@ -161,3 +170,11 @@ class TorusGram:
         block = kernels[(..., *steps)]  # type: ignore[index]
         block = block.reshape(groups, a, b, row.n_cells, column.n_cells)
         return block.transpose(2, 3).reshape(groups, a * row.n_cells, b * column.n_cells)
+
+
+def _by_slab(region: Region, frame: Tensor, shape: tuple[int, int, int]) -> list[Tensor]:
+    """Split what stands on a frame, (n_samples, groups, channels · cells), into its slabs."""
+    pieces = frame.split([shape[2] * slab.n_cells for slab in region.slabs], dim=2)
+    return [
+        piece.reshape(*shape, *slab.shape) for slab, piece in zip(region.slabs, pieces, strict=True)
+    ]

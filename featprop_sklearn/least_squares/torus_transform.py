@@ -42,7 +42,7 @@ class TorusTransform:
         """Transform frequencies to cells."""
         return torch.fft.irfftn(frequencies, s=self.size, dim=self._axes(range(len(self.size))))
 
-    def frame(self, region: Region, spectrum: Tensor) -> Tensor:
+    def frame(self, region: Region, spectrum: Tensor) -> list[Tensor]:
         """Transform back to the frame of a region alone.
 
         Parameters
@@ -54,38 +54,36 @@ class TorusTransform:
 
         Returns
         -------
-        Tensor of shape (n_samples, groups, channels · frame_size)
+        list of Tensor of shape (n_samples, groups, channels, *slab.shape)
+            By slab.
         """
-        frames = [
-            self._back_on(slab, spectrum[:, :, slab.phase :: region.n_phases]).flatten(2)
+        return [
+            self._back_on(slab, spectrum[:, :, slab.phase :: region.n_phases])
             for slab in region.slabs
         ]
-        return torch.cat([spectrum.real.new_empty(*spectrum.shape[:2], 0), *frames], dim=2)
 
-    def spectrum(self, region: Region, frame: Tensor, channels: int) -> Tensor:
+    def spectrum(self, region: Region, frame: list[Tensor], outer: Sequence[int]) -> Tensor:
         """Transform a torus that is empty but for the frame of a region.
 
         Parameters
         ----------
         region : Region
             Whose frame.
-        frame : Tensor of shape (n_samples, groups, channels · frame_size)
-            Values there, slab by slab.
-        channels : int
-            Without phases.
+        frame : list of Tensor of shape (n_samples, groups, channels, *slab.shape)
+            Values there, by slab.
+        outer : tuple (n_samples, groups, channels)
+            Their shape without the torus.
 
         Returns
         -------
         complex Tensor of shape (n_samples, groups, channels · phases, *half_size)
         """
-        outer = (*frame.shape[:2], channels)
         by_phase: list[Tensor | None] = [None] * region.n_phases
-        pieces = frame.split([channels * slab.n_cells for slab in region.slabs], dim=2)
-        for slab, piece in zip(region.slabs, pieces, strict=True):
-            found = self._transform_on(slab, piece.reshape(*outer, *slab.shape))
-            present = by_phase[slab.phase]
+        for slab, values in zip(region.slabs, frame, strict=True):
+            found, present = self._transform_on(slab, values), by_phase[slab.phase]
             by_phase[slab.phase] = found if present is None else present.add_(found)
-        empty = frame.new_zeros((), dtype=torch.complex128).expand(*outer, *self.half_size)
+        empty = torch.zeros((), dtype=torch.complex128, device=self.device)
+        empty = empty.expand(*outer, *self.half_size)
         phases = [empty if found is None else found for found in by_phase]
         return phases[0] if len(phases) == 1 else torch.stack(phases, dim=3).flatten(2, 3)
 

@@ -15,6 +15,7 @@ from featprop_sklearn.least_squares import (
     AutoSolver,
     FunctionMap,
     TorusSolver,
+    quasi_definite,
 )
 from featprop_sklearn.least_squares.conjugate_gradients import conjugate_gradients
 from featprop_sklearn.least_squares.torus_embedding import TorusEmbedding
@@ -144,7 +145,7 @@ def test_the_frame_is_what_an_array_leaves_free(axes):
     cells = torch.randn(2, 1, 2 * region.n_phases, *size).double()
     on_frame = transform.frame(region, transform.transform(cells))
     # back from the frame alone: the array's own cells empty, the others as they were
-    spectrum = transform.spectrum(region, on_frame, 2)
+    spectrum = transform.spectrum(region, on_frame, (2, 1, 2))
     expected = torch.where(torus[0].repeat(2, *[1] * len(size)) == 1, 0.0, cells)
     torch.testing.assert_close(transform.back(spectrum), expected, rtol=1e-12, atol=1e-12)
     values = torch.randn(2, 3, *length).double()
@@ -175,6 +176,26 @@ def test_a_damped_solution_is_exact_at_any_condition(damping):
     expected = lstsq(linear_map.matrix().numpy(), rhs.reshape(3, -1).numpy(), damping * scale)
     found = result.solution.reshape(3, -1).numpy()
     assert np.linalg.norm(found - expected) <= 1e-10 * np.linalg.norm(expected)
+
+
+@settings(deadline=None, max_examples=25, derandomize=True)
+@given(st.integers(1, 12), st.integers(0, 12), st.integers(1, 2), st.integers(1, 5))
+def test_quasi_definite_systems(n_positive, n_negative, groups, panel):
+    generator = torch.Generator().manual_seed(n_positive + 100 * n_negative)
+    n = n_positive + n_negative
+    rows = torch.randn(groups, n, n, generator=generator).double()
+    matrix = rows.mT + rows
+    for part, sign in ((slice(n_positive), 1), (slice(n_positive, None), -1)):
+        block = rows[:, part, part]
+        matrix[:, part, part] = sign * (block @ block.mT + torch.eye(block.shape[1]))
+    rhs = torch.randn(groups, n, 3, generator=generator).double()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(quasi_definite, "PANEL", panel)
+        system = quasi_definite.QuasiDefinite(matrix.clone(), n_positive)
+    assert system.regular
+    expected = torch.linalg.solve(matrix, rhs)
+    torch.testing.assert_close(system.solve(rhs), expected, rtol=1e-9, atol=1e-9)
+    assert not quasi_definite.QuasiDefinite(-matrix, n_positive).regular
 
 
 def test_what_is_no_convolution_is_refused():
