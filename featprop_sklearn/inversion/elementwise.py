@@ -14,7 +14,7 @@ from torch.func import jvp
 from featprop_sklearn.inversion.base import Inverter
 from featprop_sklearn.least_squares import SolveResult
 
-__all__ = ["Describe", "Elementwise", "Piece", "bracketed_root"]
+__all__ = ["Describe", "Elementwise", "Piece", "bracketed_root", "by_chunks"]
 
 _LARGEST = torch.finfo(torch.float64).max
 
@@ -64,15 +64,11 @@ class Elementwise(Inverter):
 
     @torch.no_grad()
     def invert(self, wanted: Tensor, reference: Tensor) -> SolveResult:  # noqa: D102
-        rows = max(1, self.entries_at_once // max(1, prod(self.in_shape)))
-        solution = torch.empty_like(reference)
-        chunks = (batch.split(rows) for batch in (solution, wanted, reference))
-        for part, y, x0 in zip(*chunks, strict=True):
-            part.copy_(self._nearest(y, self._in_range(x0)))
-        return SolveResult(solution)
+        return SolveResult(by_chunks(self._nearest, wanted, reference, self.entries_at_once))
 
     def _nearest(self, wanted: Tensor, reference: Tensor) -> Tensor:
         """Return the best of the best inputs on the pieces."""
+        reference = self._in_range(reference)
         present = self.layer(reference)
         found = [self._best_on(piece, wanted, reference, present) for piece in self.pieces()]
         (best, value), *others = found
@@ -119,6 +115,21 @@ class Elementwise(Inverter):
 
     def _in_range(self, x: Tensor) -> Tensor:
         return x if self.options.bounds is None else x.clamp(*self.options.bounds)
+
+
+def by_chunks(
+    nearest: Callable[[Tensor, Tensor], Tensor],
+    wanted: Tensor,
+    reference: Tensor,
+    entries_at_once: int,
+) -> Tensor:
+    """Call ``nearest(wanted, reference)`` on as many rows at once as make so many entries."""
+    rows = max(1, entries_at_once // max(1, prod(reference.shape[1:])))
+    solution = torch.empty_like(reference)
+    chunks = (batch.split(rows) for batch in (solution, wanted, reference))
+    for part, y, x0 in zip(*chunks, strict=True):
+        part.copy_(nearest(y, x0))
+    return solution
 
 
 def bracketed_root(

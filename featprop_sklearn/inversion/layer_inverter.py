@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from dataclasses import replace
+from math import prod
 from typing import Any, Self
 
 import numpy as np
@@ -23,10 +24,13 @@ from featprop_sklearn.data import (
 )
 from featprop_sklearn.inversion.base import Bounds, InversionOptions
 from featprop_sklearn.inversion.prepare import prepare_inverter
-from featprop_sklearn.least_squares import Solver, SolveResult
+from featprop_sklearn.least_squares import Solver, SolveResult, join_results
 from featprop_sklearn.networks import SharedParameters, private_layer
 
 __all__ = ["LayerInverter"]
+
+#: of float64 copies of inputs and outputs
+BYTES_AT_A_TIME = 2**26
 
 
 class LayerInverter(
@@ -194,6 +198,16 @@ class LayerInverter(
 
     @torch.no_grad()
     def _invert(self, wanted: NDArray, references: NDArray) -> SolveResult:
+        """Invert some rows at a time: float64 copies of all of them need not fit in memory."""
+        per_row = 8 * (prod(self.in_shape_) + prod(self.out_shape_))
+        rows = max(1, BYTES_AT_A_TIME // max(per_row, 1))
+        parts = [
+            self._invert_rows(wanted[start : start + rows], references[start : start + rows])
+            for start in range(0, len(wanted), rows)
+        ]
+        return join_results(parts)
+
+    def _invert_rows(self, wanted: NDArray, references: NDArray) -> SolveResult:
         """Invert the rows whose wanted output is not met already."""
         y, x0 = self._double(wanted), self._double(references)
         met = self._met_already(wanted, references, x0)

@@ -8,7 +8,11 @@ import torch
 from torch import Size, Tensor, nn
 
 from featprop_sklearn.inversion.base import Bounds, InversionOptions, Inverter
-from featprop_sklearn.inversion.max_pool_windows import POOL_DIMENSIONS, pooling_windows
+from featprop_sklearn.inversion.max_pool_windows import (
+    POOL_DIMENSIONS,
+    pooling_windows,
+    window_of_each_position,
+)
 from featprop_sklearn.least_squares import SolveResult
 
 __all__ = ["INVERTERS", "MaxPoolInverter"]
@@ -29,8 +33,8 @@ class MaxPoolInverter(Inverter):
     needs one position raised to it; positions are raised greedily, the cheapest per
     window served first. Positions outside every window keep their reference.
 
-    Disjoint windows, with or without padding: exact and nearest (one round; the
-    greatest entry of the window is raised). Overlapping windows: the wanted output is
+    Disjoint windows, with or without padding: exact and nearest, in closed form (the
+    greatest reference of the window is the one to raise, the first of equals). Overlapping windows: the wanted output is
     met whenever it is an output of the layer, nearness is a heuristic (it is a set
     cover). An output that no input has is replaced by one that some input has, found
     by averaging the wanted values over the windows that share a maximum; its residual is
@@ -64,20 +68,46 @@ class MaxPoolInverter(Inverter):
         # Dilation can leave a window with nothing but padding: its output is always -inf.
         self.holds_any = (windows < self.n_positions).any(dim=1)
         self.windows = windows[self.holds_any]
+        self.window_of = window_of_each_position(self.windows, self.n_positions)
 
     def invert(self, wanted: Tensor, reference: Tensor) -> SolveResult:  # noqa: D102
-        device = reference.device
-        pooling = _Pooling(self.windows.to(device), self.n_positions, self.options.bounds)
+        pooling = self._pooling(reference.device)
         rows = reference.reshape(-1, self.n_positions)
-        targets = wanted.reshape(len(rows), -1)[:, self.holds_any.to(device)]
+        targets = wanted.reshape(len(rows), -1)[:, self.holds_any.to(reference.device)]
         at_once = max(1, _WINDOW_ENTRIES_AT_ONCE // max(1, self.windows.numel()))
         chunks = zip(targets.split(at_once), rows.split(at_once), strict=True)
         solution = torch.cat([pooling.best_preimage(y, x0) for y, x0 in chunks])
         return SolveResult(solution.reshape(reference.shape))
 
+    def _pooling(self, device: torch.device) -> _DisjointPooling | _OverlappingPooling:
+        windows, bounds = self.windows.to(device), self.options.bounds
+        if self.window_of is None:
+            return _OverlappingPooling(windows, self.n_positions, bounds)
+        # the first position in place of the padding changes no maximum
+        held = windows.where(windows < self.n_positions, windows[:, :1])
+        return _DisjointPooling(held, self.window_of.to(device), bounds)
+
 
 @dataclass(frozen=True)
-class _Pooling:
+class _DisjointPooling:
+    """Max pooling of rows of positions, none of which lies in two windows."""
+
+    windows: Tensor
+    window_of: Tensor
+    bounds: Bounds | None
+
+    def best_preimage(self, wanted: Tensor, reference: Tensor) -> Tensor:
+        """Clip what exceeds y; the greatest entry becomes y, be it clipped or raised."""
+        possible, start = _clipped(wanted, self.bounds), _clipped(reference, self.bounds)
+        ceiling = torch.nn.functional.pad(possible, (0, 1), value=torch.inf)[:, self.window_of]
+        # of what the range has clipped alike, the nearest to y is the greatest reference
+        greatest = reference[:, self.windows].max(dim=2, keepdim=True).indices
+        position = self.windows.expand(len(reference), -1, -1).gather(2, greatest).squeeze(2)
+        return start.minimum(ceiling).scatter_(1, position, possible)
+
+
+@dataclass(frozen=True)
+class _OverlappingPooling:
     """Max pooling of rows of positions, (n_rows, n_positions) -> (n_rows, n_windows)."""
 
     windows: Tensor
@@ -86,7 +116,7 @@ class _Pooling:
 
     def best_preimage(self, wanted: Tensor, reference: Tensor) -> Tensor:
         """Preimage where there is one, else the best of the compromises tried."""
-        possible, start = self._in_range(wanted), self._in_range(reference)
+        possible, start = _clipped(wanted, self.bounds), _clipped(reference, self.bounds)
         best = self._preimage(possible, start, reference)
         hard = (self.maxima(best) != possible).any(dim=1)
         if hard.any():
@@ -131,7 +161,7 @@ class _Pooling:
         """
         for x in (best, start):
             for _ in range(_ROUNDS_OF_AVERAGING):
-                possible = self._in_range(self._averaged(wanted, x))
+                possible = _clipped(self._averaged(wanted, x), self.bounds)
                 x = self._preimage(possible, start, reference)
                 best = torch.where(self._is_better(x, best, wanted), x, best)
         return torch.where(self._is_better(best, start, wanted), best, start)
@@ -176,8 +206,9 @@ class _Pooling:
         """Position of every place of every window, once per row."""
         return self.windows.reshape(1, -1).expand(len(like), -1)
 
-    def _in_range(self, values: Tensor) -> Tensor:
-        return values if self.bounds is None else values.clamp(*self.bounds)
+
+def _clipped(values: Tensor, bounds: Bounds | None) -> Tensor:
+    return values if bounds is None else values.clamp(*bounds)
 
 
 INVERTERS: dict[type[nn.Module], type[Inverter]] = dict.fromkeys(POOL_DIMENSIONS, MaxPoolInverter)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Size, Tensor, nn
 
-__all__ = ["POOL_DIMENSIONS", "pooling_windows"]
+__all__ = ["POOL_DIMENSIONS", "pooling_windows", "window_of_each_position"]
 
 POOL_DIMENSIONS: dict[type[nn.Module], int] = {
     nn.MaxPool1d: 1,
@@ -47,6 +47,26 @@ def pooling_windows(layer: nn.Module, in_shape: Size) -> tuple[Tensor, int]:
         n_positions *= size
     windows[windows < 0] = n_positions
     return windows.sort(dim=1).values, n_positions
+
+
+def window_of_each_position(windows: Tensor, n_positions: int) -> Tensor | None:
+    """Say in which window each position lies, where the windows are disjoint.
+
+    Parameters
+    ----------
+    windows, n_positions
+        As :func:`pooling_windows` returns them.
+
+    Returns
+    -------
+    Tensor of shape (n_positions,), int64, or None
+        Indices of windows, ``n_windows`` outside all; None if two windows share a position.
+    """
+    window, place = (windows < n_positions).nonzero(as_tuple=True)
+    position = windows[window, place]
+    if len(position.unique()) < len(position):
+        return None
+    return torch.full((n_positions,), len(windows)).scatter(0, position, window)
 
 
 def _windows_along_axis(layer: nn.Module, axis: int, size: int, n_windows: int) -> Tensor:

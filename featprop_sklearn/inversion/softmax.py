@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
+
 import torch
 from torch import Size, Tensor, nn
 
 from featprop_sklearn.inversion.base import InversionOptions, Inverter
+from featprop_sklearn.inversion.elementwise import by_chunks
 from featprop_sklearn.inversion.monotone import INSIDE
 from featprop_sklearn.least_squares import SolveResult
 
@@ -13,6 +16,8 @@ __all__ = ["INVERTERS", "LogSoftmax", "Softmax", "project_simplex"]
 
 #: below it a logarithm would be that of an underflow
 _TINY = 1e-300
+#: the temporaries of so many entries stay in the processor's cache
+_ENTRIES_AT_ONCE = 2**15
 
 
 class _OverOneDim(Inverter):
@@ -30,6 +35,14 @@ class _OverOneDim(Inverter):
             )
         self.dim = dim
 
+    @torch.no_grad()
+    def invert(self, wanted: Tensor, reference: Tensor) -> SolveResult:  # noqa: D102
+        return SolveResult(by_chunks(self._nearest, wanted, reference, _ENTRIES_AT_ONCE))
+
+    @abstractmethod
+    def _nearest(self, wanted: Tensor, reference: Tensor) -> Tensor:
+        """Return the preimages of a few rows."""
+
 
 class Softmax(_OverOneDim):
     """Solve min ‖x − x0‖² over argmin ‖softmax(x) − y‖².
@@ -39,7 +52,7 @@ class Softmax(_OverOneDim):
     Softmin is the same with x mirrored.
     """
 
-    def invert(self, wanted: Tensor, reference: Tensor) -> SolveResult:  # noqa: D102
+    def _nearest(self, wanted: Tensor, reference: Tensor) -> Tensor:
         present = self.layer(reference)
         # 0.1 / n leaves room for n floors in a sum of 1
         floor = present.clamp(_TINY, min(INSIDE, 0.1 / wanted.shape[self.dim]))
@@ -48,7 +61,7 @@ class Softmax(_OverOneDim):
         x = sign * _nearest_shift(p.log(), sign * reference, self.dim)
         gap, present_gap = ((output - wanted).abs() for output in (p, present))
         keep = _norm(present_gap, self.dim) <= _norm(gap, self.dim)
-        return SolveResult(torch.where(keep, reference, x))
+        return torch.where(keep, reference, x)
 
 
 class LogSoftmax(_OverOneDim):
@@ -61,12 +74,12 @@ class LogSoftmax(_OverOneDim):
     differences, and is not unique.) Then x = y + c with c = mean(x0 − y).
     """
 
-    def invert(self, wanted: Tensor, reference: Tensor) -> SolveResult:  # noqa: D102
+    def _nearest(self, wanted: Tensor, reference: Tensor) -> Tensor:
         x = _nearest_shift(wanted, reference, self.dim)
         before, after = (self.layer(point) - wanted for point in (reference, x))
         # the shift is not the Euclidean projection: never be worse than the reference by it
         better = _norm(after.abs(), self.dim) < _norm(before.abs(), self.dim)
-        return SolveResult(torch.where(better, x, reference))
+        return torch.where(better, x, reference)
 
 
 def project_simplex(y: Tensor, floor: Tensor, dim: int) -> Tensor:
@@ -84,21 +97,22 @@ def project_simplex(y: Tensor, floor: Tensor, dim: int) -> Tensor:
     Returns
     -------
     Tensor of the same shape
-        p = floor + max(y − floor − θ, 0), θ found by sorting (Held, Wolfe, Crowder 1974,
-        doi:10.1007/BF01580223).
+        p = floor + max(y − floor − θ, 0), θ found from below by dropping the entries that
+        get nothing until none is left to drop (Michelot 1986, doi:10.1007/BF00938486).
     """
     mass = 1 - floor.sum(dim, keepdim=True)
     excess = y - floor
     # a shift changes nothing, and what is a whole unit below the largest gets no mass
-    excess = (excess - excess.amax(dim, keepdim=True)).clamp(min=-2)
-    ordered = excess.sort(dim, descending=True).values
-    n = y.shape[dim]
-    ranks = torch.arange(1, n + 1, dtype=y.dtype, device=y.device)
-    ranks = ranks.reshape([-1 if d == dim % y.ndim else 1 for d in range(y.ndim)])
-    levels = (ordered.cumsum(dim) - mass) / ranks
-    n_positive = (ordered > levels).sum(dim, keepdim=True)
-    theta = levels.gather(dim, n_positive - 1)
-    return floor + (excess - theta).clamp(min=0)
+    excess = (excess - excess.amax(dim, keepdim=True)).clamp_(min=-2)
+    # the largest, now 0, gets no more than all the mass
+    theta = ((excess.sum(dim, keepdim=True) - mass) / y.shape[dim]).maximum(-mass)
+    for _ in range(y.shape[dim]):
+        kept = (excess > theta).to(y.dtype)
+        level = ((excess * kept).sum(dim, keepdim=True) - mass) / kept.sum(dim, keepdim=True)
+        if not (level > theta).any():
+            break
+        theta = theta.maximum(level)
+    return (excess - theta).clamp_(min=0).add_(floor)
 
 
 def _nearest_shift(x: Tensor, reference: Tensor, dim: int) -> Tensor:

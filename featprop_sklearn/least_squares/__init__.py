@@ -15,7 +15,7 @@ from featprop_sklearn.least_squares.maps import (
     MatrixMap,
     SelectionMap,
 )
-from featprop_sklearn.least_squares.result import SolveResult
+from featprop_sklearn.least_squares.result import SolveResult, join_results
 from featprop_sklearn.least_squares.solver import (
     SOLVERS,
     PreparedSolver,
@@ -52,6 +52,7 @@ __all__ = [
     "TorusSolver",
     "check_damping",
     "get_solver",
+    "join_results",
     "register_solver",
     "resolve_damping",
 ]

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
+import torch
 from torch import Tensor
 
-__all__ = ["SolveResult"]
+__all__ = ["SolveResult", "join_results"]
 
 
 @dataclass(frozen=True)
@@ -47,3 +49,30 @@ class SolveResult:
     def converged(self) -> bool:
         """Whether every sample met the stopping rule."""
         return self.status == "converged"
+
+
+def join_results(parts: Sequence[SolveResult]) -> SolveResult:
+    """Join the outcomes of consecutive rows: the worst residual, the first advice.
+
+    Parameters
+    ----------
+    parts : sequence of SolveResult
+        Of one solver and damping; at least one.
+
+    Returns
+    -------
+    SolveResult
+        Converged if all parts are.
+    """
+    if len(parts) == 1:
+        return parts[0]
+    failed = [part for part in parts if not part.converged]
+    return replace(
+        parts[0],
+        solution=torch.cat([part.solution for part in parts]),
+        status="not_converged" if failed else "converged",
+        residual=max(part.residual for part in parts),
+        iterations=max(part.iterations for part in parts),
+        damping=max(part.damping for part in parts),
+        advice=failed[0].advice if failed else "",
+    )

@@ -22,7 +22,6 @@ class SpectralProduct:
 
     def __init__(self, matrices: Tensor) -> None:
         few = matrices.shape[2] * matrices.shape[3] <= FEW
-        matrices = matrices.resolve_conj()
         self._entries = matrices.permute(2, 3, 0, 1).contiguous() if few else None
         self._matrices = None if few else matrices.contiguous()
 

@@ -12,6 +12,8 @@ from sklearn.exceptions import ConvergenceWarning, NotFittedError
 from torch import nn
 
 from featprop_sklearn import LayerInverter
+from featprop_sklearn.inversion import layer_inverter
+from featprop_sklearn.least_squares import SolveResult, join_results
 from tests.inversion.cases import Residual
 
 RANDOM = np.random.default_rng(0)
@@ -327,3 +329,32 @@ def test_only_rows_that_need_it_are_inverted(monkeypatch):
     np.testing.assert_array_equal(np.delete(found, 2, 0), np.delete(X, 2, 0))
     np.testing.assert_allclose(inverter.transform(found), wanted, atol=1e-12)
     assert inverter.result_.solution.shape == X.shape
+
+
+def test_many_rows_are_inverted_some_at_a_time(monkeypatch):
+    X = samples(20, 4)
+    inverter = LayerInverter(Stubborn()).fit(X)
+    wanted = inverter.transform(X)
+    wanted[7] = -1e6
+    with pytest.warns(ConvergenceWarning, match="did not converge"):
+        at_once = inverter.inverse_transform(wanted, X)
+    expected = inverter.result_
+    monkeypatch.setattr(layer_inverter, "BYTES_AT_A_TIME", 3 * 8 * 7)
+    with pytest.warns(ConvergenceWarning, match="did not converge"):
+        assert_allclose(inverter.inverse_transform(wanted, X), at_once, atol=1e-9)
+    found = inverter.result_
+    assert (found.status, found.solver) == ("not_converged", expected.solver)
+    assert found.advice
+    assert found.iterations == expected.iterations
+
+
+def test_joined_results_report_the_worst():
+    good = SolveResult(torch.zeros(2, 3), solver="torch", residual=1e-15, iterations=3)
+    bad = SolveResult(
+        torch.ones(1, 3), "torch", "not_converged", residual=0.1, iterations=9, advice="Damp."
+    )
+    joined = join_results([good, bad, good])
+    assert joined.solution.shape == (5, 3)
+    assert (joined.status, joined.residual, joined.iterations) == ("not_converged", 0.1, 9)
+    assert joined.advice == "Damp."
+    assert join_results([good]) is good
