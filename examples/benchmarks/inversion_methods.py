@@ -12,7 +12,8 @@ from torch import Tensor
 
 PASS = "pass"
 PASS32 = "float32 pass"
-METHODS = (PASS, PASS32, *RIVALS, *ours.OURS)
+PRODUCT = "A x0"
+METHODS = (PASS, PASS32, PRODUCT, *RIVALS, *ours.OURS)
 
 
 @dataclass(frozen=True)
@@ -40,28 +41,27 @@ Call = Callable[[int], Answer]
 def prepare(name: str, problem: Problem) -> Call:
     """Set up; the call is for the first samples of the problem, as many as it is told.
 
-    The right-hand side r = y − A x0 is given for convolutions. For a linear layer it is part of
-    the call, as it is part of the two products that every method needs.
+    The right-hand side r = y − A x0 is given.
     """
     if name in (PASS, PASS32):
         return _pass(problem, single=name == PASS32)
-    right_hand_side = _right_hand_side(problem)
+    if name == PRODUCT:
+        return lambda count: _product(problem, count)
     if name in RIVALS:
         rival = RIVALS[name](problem)
-        return lambda count: Answer(rival(right_hand_side(count)))
+        return lambda count: Answer(rival(problem.remainder[:count]))
     solve = ours.prepare(name, problem)
 
     def call(count: int) -> Answer:
-        result = solve(right_hand_side(count))
+        result = solve(problem.remainder[:count])
         return Answer(result.solution, result.solver, result.converged)
 
     return call
 
 
-def _right_hand_side(problem: Problem) -> Callable[[int], Tensor]:
-    if problem.case.is_linear:
-        return lambda count: problem.wanted[:count] - problem.forward(problem.reference[:count])
-    return lambda count: problem.remainder[:count]
+def _product(problem: Problem, count: int) -> Answer:
+    problem.forward(problem.reference[:count])
+    return Answer(None)
 
 
 def _pass(problem: Problem, single: bool) -> Call:

@@ -22,7 +22,7 @@ from inversion_bars import (
     value,
 )
 from inversion_cases import Case
-from inversion_methods import METHODS, PASS, PASS32
+from inversion_methods import METHODS, PASS, PASS32, PRODUCT
 from inversion_ours import AUTO, OURS
 from inversion_picture import draw
 from inversion_rivals import CG_ITERATIONS, CG_TOLERANCE, LSQR_TOLERANCE
@@ -145,7 +145,7 @@ def errors_section(results: Results) -> str:
         short = "" if methods[name]["converged"] else " (not converged)"
         return f"{value(methods, name, 'error'):.0e}{short}"
 
-    names = [name for name in METHODS if name not in (PASS, PASS32)]
+    names = [name for name in METHODS if name not in (PASS, PASS32, PRODUCT)]
     return f"### Error in x\n\n{_by_method(results, cell, names)}"
 
 
@@ -157,7 +157,7 @@ def set_up_section(results: Results) -> str:
         set_up = f"{_short(outcome['set_up'])} s, " if name in OURS else ""
         return f"{set_up}{outcome['mib']:.0f} MiB"
 
-    names = [name for name in METHODS if name not in (PASS, PASS32)]
+    names = [name for name in METHODS if name not in (PASS, PASS32, PRODUCT)]
     text = "Seconds of the set-up, ours only, and peak memory of set-up and call above the data."
     return f"### Set-up and memory\n\n{text}\n\n{_by_method(results, cell, names)}"
 

@@ -34,11 +34,12 @@ class MaxPoolInverter(Inverter):
     window served first. Positions outside every window keep their reference.
 
     Disjoint windows, with or without padding: exact and nearest, in closed form (the
-    greatest reference of the window is the one to raise, the first of equals). Overlapping windows: the wanted output is
-    met whenever it is an output of the layer, nearness is a heuristic (it is a set
-    cover). An output that no input has is replaced by one that some input has, found
-    by averaging the wanted values over the windows that share a maximum; its residual is
-    never above that of the reference, and need not be the smallest.
+    greatest reference of the window is the one to raise, the first of equals).
+    Overlapping windows: the wanted output is met whenever it is an output of the layer,
+    nearness is a heuristic (it is a set cover). An output that no input has is replaced by
+    one that some input has, found by averaging the wanted values over the windows that
+    share a maximum; its residual is never above that of the reference, and need not be
+    the smallest.
 
     With ``bounds`` the wanted outputs are clipped into the range first, and the
     preimages stay in it.

@@ -12,7 +12,7 @@ from featprop_sklearn.inversion.base import Inverter
 from featprop_sklearn.inversion.elementwise import Describe, Elementwise, Piece, bracketed_root
 from featprop_sklearn.networks import Exp
 
-__all__ = ["INSIDE", "INVERTERS", "Monotone", "PReLU"]
+__all__ = ["INSIDE", "INVERTERS", "Monotone", "PReLU", "Tanhshrink"]
 
 #: how far inside an open range a wanted output is clipped
 INSIDE = 1e-6
@@ -108,6 +108,13 @@ class Monotone(Elementwise):
     table = PIECES
 
 
+class Tanhshrink(Monotone):
+    """x − tanh(x), whose inverse is looked for by iterations."""
+
+    #: the last few roots take many small rounds, which large chunks share
+    entries_at_once = 2**17
+
+
 class PReLU(Elementwise):
     """Leaky ReLU with learned slopes, one per layer or one per channel."""
 
@@ -118,5 +125,6 @@ class PReLU(Elementwise):
 
 INVERTERS: dict[type[nn.Module], type[Inverter]] = {
     **dict.fromkeys(PIECES, Monotone),
+    nn.Tanhshrink: Tanhshrink,
     nn.PReLU: PReLU,
 }

@@ -36,7 +36,7 @@ class _OverOneDim(Inverter):
         self.dim = dim
 
     @torch.no_grad()
-    def invert(self, wanted: Tensor, reference: Tensor) -> SolveResult:  # noqa: D102
+    def invert(self, wanted: Tensor, reference: Tensor) -> SolveResult:
         return SolveResult(by_chunks(self._nearest, wanted, reference, _ENTRIES_AT_ONCE))
 
     @abstractmethod

@@ -11,7 +11,11 @@ from torch import nn
 
 from featprop_sklearn.inversion.base import InversionOptions
 from featprop_sklearn.inversion.max_pool import INVERTERS, MaxPoolInverter
-from featprop_sklearn.inversion.max_pool_windows import POOL_DIMENSIONS, pooling_windows
+from featprop_sklearn.inversion.max_pool_windows import (
+    POOL_DIMENSIONS,
+    pooling_windows,
+    window_of_each_position,
+)
 
 DISJOINT = [
     pytest.param(nn.MaxPool1d(2), (2, 7), id="1d, tail outside every window"),
@@ -102,6 +106,44 @@ def test_disjoint_windows_agree_with_brute_force(layer, in_shape, bounds):
             np.fill_diagonal(lowered, value)
             answer[held] = lowered[((lowered - x0[held]) ** 2).sum(1).argmin()]
     assert np.array_equal(x.reshape(expected.shape).numpy(), expected)
+
+
+@pytest.mark.parametrize(("layer", "in_shape"), DISJOINT)
+@given(
+    seed=st.integers(0, 2**20),
+    bounds=st.sampled_from([None, (0.0, np.inf), (-0.5, 0.75), (2.0, 2.0)]),
+)
+@settings(deadline=None, max_examples=25, derandomize=True)
+def test_closed_form_gives_what_the_rule_for_overlaps_gives(layer, in_shape, seed, bounds):
+    # quarters make ties of entries, and costs without rounding
+    wanted, reference = layer(draw(in_shape, seed)), draw(in_shape, seed + 1)
+    wanted, reference = (4 * wanted).round() / 4, (4 * reference).round() / 4
+    wanted = wanted + seed % 5 - 2
+    closed_form, greedy = inverter(layer, in_shape, bounds), inverter(layer, in_shape, bounds)
+    greedy.window_of = None
+    x = closed_form.invert(wanted, reference).solution
+    assert torch.equal(x, greedy.invert(wanted, reference).solution)
+
+
+@pytest.mark.parametrize(("layer", "in_shape"), DISJOINT + OVERLAPPING)
+def test_each_position_knows_its_window_unless_windows_overlap(layer, in_shape):
+    windows, n_positions = pooling_windows(layer, torch.Size(in_shape))
+    holding = [(windows == i).any(1).nonzero().flatten().tolist() for i in range(n_positions)]
+    window_of = window_of_each_position(windows, n_positions)
+    if max(map(len, holding)) > 1:
+        assert window_of is None
+    else:
+        assert window_of.tolist() == [(*held, len(windows))[0] for held in holding]
+
+
+def test_disjoint_windows_that_reach_into_the_padding():
+    layer = nn.MaxPool1d(2, 1, 1, dilation=2)
+    reference = torch.tensor([[[1.0, 2.0]]], dtype=torch.float64)
+    wanted = torch.tensor([[[3.0, 0.5]]], dtype=torch.float64)
+    expected = torch.tensor([[[0.5, 3.0]]], dtype=torch.float64)
+    stage = inverter(layer, (1, 2))
+    assert stage.window_of is not None
+    assert torch.equal(stage.invert(wanted, reference).solution, expected)
 
 
 def test_a_shared_position_is_raised_once():

@@ -47,6 +47,28 @@ def test_projection_onto_the_simplex_with_floors(y, floor):
     torch.testing.assert_close(p, projection_by_scipy(y.numpy(), floor), rtol=0, atol=1e-6)
 
 
+@pytest.mark.parametrize("spread", [1e-3, 1.0, 1e3, 1e300])
+def test_many_entries_meet_the_condition_of_optimality(spread):
+    y = spread * torch.randn(20, 500, dtype=torch.float64)
+    floor = torch.full_like(y, 1e-6)
+    p = project_simplex(y, floor, 1)
+    torch.testing.assert_close(p.sum(1), torch.ones_like(p[:, 0]), rtol=0, atol=1e-13)
+    # one θ: y − p on the entries above their floor, and no more than it on the others
+    above = p > floor
+    theta = (y - p).where(above, torch.inf).amin(1, keepdim=True)
+    tolerance = 1e-15 * (1 + y.abs().amax(1, keepdim=True))
+    assert ((y - p - theta).abs() <= tolerance)[above].all()
+    assert (y - floor <= theta + tolerance)[~above].all()
+
+
+@each_layer
+def test_chunks_give_the_same(layer, monkeypatch):
+    wanted, reference = torch.randn(2, 7, 5, dtype=torch.float64)
+    whole = invert(layer, wanted, reference)
+    monkeypatch.setattr("featprop_sklearn.inversion.softmax._ENTRIES_AT_ONCE", 12)
+    assert torch.equal(invert(layer, wanted, reference), whole)
+
+
 def test_projection_along_any_dimension():
     y = torch.randn(3, 4, 5, dtype=torch.float64)
     floor = torch.full_like(y, 1e-3)
