@@ -135,7 +135,7 @@ def _many_channels() -> list[Case]:
         replace(square, size=16, kernel=5),
         replace(square, damping=1e-3),
         replace(square, damping="auto"),
-        replace(square, size=64, damping=1e-3),
+        replace(square, size=64, damping=1e-2),
         half,
         replace(half, size=32),
         replace(half, size=32, n_samples=2),

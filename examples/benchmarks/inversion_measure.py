@@ -19,7 +19,7 @@ from inversion_problem import build
 from inversion_worker import Limits, Worker
 
 #: what the timed calls of a method may take together
-AFFORDABLE = 2.0
+AFFORDABLE = 1.0
 ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
 
 

@@ -61,8 +61,8 @@ Written by `examples/benchmarks/inversion.py` (torch {torch.__version__.partitio
 SciPy {scipy.__version__}) from {len(results)} cases. One layer is inverted for N samples:
 x = x₀ + argmin ‖A d − r‖² + λ²‖d‖², r = y − A x₀, in float64.
 
-- a *pass* is A and its adjoint once, `conv2d` and `conv_transpose2d` in float64; for linear
-  layers the two products, with A x₀ part of every method's call too;
+- a *pass* is A and its adjoint once, `conv2d` and `conv_transpose2d` in float64, for linear
+  layers the two products; r is given to every method, and what A x₀ takes is shown by itself;
 - times are the processor's, one thread, medians of up to seven calls; all methods of a case take
   turns in one run, each in a process of its own. What takes longer than
   {limits.call_seconds:g} s a call is timed on fewer samples and extrapolated (≈); *out of time*:

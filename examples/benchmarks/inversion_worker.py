@@ -48,7 +48,7 @@ class Limits:
         Most timed calls.
     """
 
-    seconds: float = 20.0
+    seconds: float = 6.0
     call_seconds: float = 1.0
     n_bytes: int = 4 * 2**30
     rounds: int = 7

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from math import isfinite
+from math import inf, isfinite
 
 from torch import Tensor
 
@@ -14,18 +14,15 @@ from featprop_sklearn.least_squares.solver import SOLVERS, PreparedSolver, Solve
 
 __all__ = ["AutoSolver"]
 
-#: what a solver that has to iterate, where that was not foreseen, may cost, relative to before
-ITERATING = 100
-
 
 class AutoSolver(Solver):
     """Choose among the registered solvers by what each would cost.
 
     Time is that of the set-up and of ``n_samples`` right-hand sides, as each solver estimates
     them (:meth:`Solver.cost`) from sizes, λ and structure. What exceeds ``max_bytes`` is left out;
-    the matrix-free solver always fits. Where the set-up of the chosen one shows that it would
-    have to iterate (a convolution whose symbol is singular), the next ones are compared with
-    a hundred times its estimate. What was chosen and why is in ``SolveResult.reason``.
+    the matrix-free solver always fits. Where the set-up of the chosen one shows that a
+    sample takes longer (it has to be refined, or iterated), the next ones are compared with
+    that. What was chosen and why is in ``SolveResult.reason``.
 
     Parameters
     ----------
@@ -71,18 +68,24 @@ class AutoSolver(Solver):
     def prepare(self, linear_map: LinearMap, damping: float) -> PreparedSolver:
         """Set up the solver of least cost that keeps what it promised."""
         costs = self.costs(linear_map, damping)
-        best: tuple[float, str, PreparedSolver] | None = None
-        for name in self._within(costs):
-            seconds = costs[name].total(self.n_samples)
-            if best is not None and best[0] <= seconds:
+        prepared: PreparedSolver | None = None
+        within = self._within(costs)
+        best, chosen, last = inf, within[0], ""
+        for name in within:
+            cost = costs[name]
+            if best <= cost.total(self.n_samples):
                 break
-            prepared = self._solver(name).prepare(linear_map, damping)
-            seconds *= 1 if prepared.as_estimated else ITERATING
-            if best is None or seconds < best[0]:
-                best = seconds, name, prepared
-        assert best is not None
-        _, name, prepared = best
-        return _Chosen(prepared, self._reason(name, costs))
+            prepared = None  # two set-ups at a time might take too much memory
+            prepared, last = self._solver(name).prepare(linear_map, damping), name
+            seconds = replace(cost, per_sample=cost.per_sample * prepared.effort).total(
+                self.n_samples
+            )
+            if seconds < best:
+                best, chosen = seconds, name
+        if prepared is None or chosen != last:
+            prepared = None
+            prepared = self._solver(chosen).prepare(linear_map, damping)
+        return _Chosen(prepared, self._reason(chosen, costs))
 
     def _within(self, costs: dict[str, Cost]) -> list[str]:
         within = [name for name, cost in costs.items() if cost.n_bytes <= self.max_bytes]

@@ -11,7 +11,7 @@ __all__ = ["Product", "conjugate_gradients"]
 
 Product = Callable[[Tensor], Tensor]
 #: steps without a smaller residual after which nothing more is to be gained
-PATIENCE = 3
+PATIENCE = 5
 
 
 def conjugate_gradients(
@@ -19,21 +19,26 @@ def conjugate_gradients(
     precondition: Product,
     rhs: Tensor,
     *,
+    lift: Product | None = None,
     tolerance: float,
     max_iterations: int,
 ) -> tuple[Tensor, Tensor, int]:
-    """Solve M x = rhs, M symmetric and positive semidefinite, for each sample.
+    """Solve M z = rhs, M = product ∘ lift symmetric and positive semidefinite, for each sample.
 
-    Residuals are computed anew in every step, not carried along: what is returned is true, and
-    a preconditioner of the same accuracy as M refines the answer instead of stalling. The
-    best iterate of each sample is kept.
+    What is returned is lift(z): with A and A' for product and lift the d = A'z of least norm with
+    A d = rhs, and z, which may be far larger, is never formed. Residuals are computed anew in
+    every step, not carried along: what is returned is true, and a preconditioner of the same
+    accuracy as M refines the answer instead of stalling. The best iterate of each sample is
+    kept.
 
     Parameters
     ----------
     product, precondition : callable
-        Multiply (n_samples, n) by M, and by an approximate inverse.
+        Multiply by M, or by its first part, and (n_samples, n) by an approximate inverse of M.
     rhs : Tensor of shape (n_samples, n)
         Right-hand sides, in the range of M.
+    lift : callable, optional
+        The second part of M; by default there is none.
     tolerance : float
         Of the residual, relative to the right-hand side.
     max_iterations : int
@@ -41,16 +46,17 @@ def conjugate_gradients(
 
     Returns
     -------
-    solution : Tensor of shape (n_samples, n)
+    solution : Tensor of shape (n_samples, n), or what ``lift`` makes of it
     residual : Tensor of shape (n_samples,)
         Relative, of the solution returned.
     iterations : int
         Made.
     """
+    lift = lift or _itself
     size = rhs.norm(dim=1).clamp_min(torch.finfo(rhs.dtype).tiny)
-    x = best = torch.zeros_like(rhs)
-    least = torch.ones_like(size)
-    residual, direction, old = rhs, torch.zeros_like(rhs), torch.ones_like(size)
+    direction, old = torch.zeros_like(rhs), torch.ones_like(size)
+    x = best = lift(direction)
+    least, residual = torch.ones_like(size), rhs
     waiting = torch.zeros_like(size, dtype=torch.int64)
     iterations = 0
     while iterations < max_iterations and bool(((least > tolerance) & (waiting < PATIENCE)).any()):
@@ -58,10 +64,10 @@ def conjugate_gradients(
         better = precondition(residual)
         new = (residual * better).sum(dim=1)
         direction = better + (new / old)[:, None] * direction
-        image = product(direction)
-        curvature = (direction * image).sum(dim=1)
+        lifted = lift(direction)
+        curvature = (direction * product(lifted)).sum(dim=1)
         step = torch.where(curvature > 0, new / curvature, 0.0)
-        x = x + step[:, None] * direction
+        x = x + step[:, None] * lifted
         residual, old = rhs - product(x), torch.where(new > 0, new, 1.0)
         now = residual.norm(dim=1) / size
         lower = now < least
@@ -69,3 +75,7 @@ def conjugate_gradients(
         least = torch.where(lower, now, least)
         waiting = torch.where(lower, 0, waiting + 1)
     return best, least, iterations
+
+
+def _itself(rows: Tensor) -> Tensor:
+    return rows

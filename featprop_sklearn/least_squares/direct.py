@@ -60,7 +60,7 @@ class DirectSolver(Solver):
         else:
             set_up = PROBE * n_entries + (2 * smaller * n_entries + smaller**3 / 3) / FLOPS
             set_up += POWER * 8 * smaller**2 / FLOPS
-        operations = 2 * smaller * (smaller + larger)
+        operations = 2 * n_entries
         if smaller > self.svd_limit:
             operations = 8 * smaller**2 + 6 * n_entries
         n_bytes = 8.0 * (2 * n_entries + smaller * (smaller + larger))
@@ -129,15 +129,16 @@ class _Dense(PreparedSolver):
 
 
 class _FilteredSvd:
-    """A⁺ or its damped form from the decomposition A = U Σ V'."""
+    """A⁺ or its damped form, as a matrix, from the decomposition A = U Σ V'."""
 
     def __init__(self, linear_map: LinearMap, damping: float) -> None:
-        self.left, values, self.right = linear_map.svd()
+        left, values, right = linear_map.svd()
         cutoff = rank_cutoff(linear_map.shape, float(values[0]))
-        self.filter = torch.where(values > cutoff, values / (values.square() + damping**2), 0.0)
+        factors = torch.where(values > cutoff, values / (values.square() + damping**2), 0.0)
+        self.transposed_inverse = (left * factors) @ right
 
     def solve(self, rhs: Tensor) -> Tensor:
-        return (rhs @ self.left) * self.filter @ self.right
+        return rhs @ self.transposed_inverse
 
 
 class _Cholesky:

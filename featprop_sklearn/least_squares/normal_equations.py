@@ -8,13 +8,12 @@ little more damping preconditions conjugate gradients (:class:`Iterated`).
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from functools import partial
-from typing import ClassVar, Protocol
+from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor
 
-from featprop_sklearn.least_squares.conjugate_gradients import Product, conjugate_gradients
+from featprop_sklearn.least_squares.conjugate_gradients import conjugate_gradients
 from featprop_sklearn.least_squares.linear_map import LinearMap
 from featprop_sklearn.least_squares.result import SolveResult
 from featprop_sklearn.least_squares.rows import as_rows
@@ -22,13 +21,20 @@ from featprop_sklearn.least_squares.solver import PreparedSolver
 
 __all__ = ["SHIFT", "Exact", "Factor", "Iterated", "NormalEquations"]
 
-#: share of σ_max added to what is singular, or nearly
+#: share of σ_max below which a symbol counts as singular
 SHIFT = 1e-4
+#: shares of σ_max that are added to what is singular, or nearly: the less, the fewer iterations
+SHIFTS = (1e-6, 1e-5, 1e-4)
 #: relative residual of the normal equations that counts as exact, and as solved
 EXACT = 1e-11
 SOLVED = 1e-10
 MAX_REFINEMENTS = 2
 MAX_ITERATIONS = 200
+#: error of a known answer that shows that a preconditioner serves, found in so many iterations
+SERVES = 1e-8
+MAX_TRIALS = 40
+#: passes of a solve that is not known to end soon
+MANY = 100.0
 
 ADVICE = (
     "The {what} is close to rank-deficient. Use damping='auto' or a number > 0, or "
@@ -89,28 +95,6 @@ class NormalEquations(ABC):
         """Return A'(AA' + λ²)⁻¹ r if A is wide, (A'A + λ²)⁻¹ A'r if it is tall."""
         return self.adjoint(factor.solve(rhs)) if self.wide else factor.solve(self.adjoint(rhs))
 
-    def preconditioner(self, squared_damping: float) -> Product | None:
-        """Return what is A'A + λ² inverted, up to O(μ); None if that is singular.
-
-        For λ = 0 it is A'(AA' + μ)⁻²A of a wide A, A'A (A'A + μ)⁻² of a tall one: what A does
-        not see, rounding that the inverse amplifies, is cut off by the last product with A',
-        so that iterates stay of least norm. For λ > 0 it is (A'A + μ)⁻¹, by that of AA' + μ
-        where A is wide (Woodbury).
-        """
-        factor = self.factorise(squared_damping, dual=self.wide)
-        if factor is None:
-            return None
-        if self.damping == 0:
-            return partial(self._invert_twice, factor)
-        if not self.wide:
-            return factor.solve
-        return lambda rows: (rows - self.adjoint(factor.solve(self.apply(rows)))) / squared_damping
-
-    def _invert_twice(self, factor: Factor, rows: Tensor) -> Tensor:
-        if self.wide:
-            return self.adjoint(factor.solve(factor.solve(self.apply(rows))))
-        return self.adjoint(self.apply(factor.solve(factor.solve(rows))))
-
     def rows(self, batch: Tensor) -> Tensor:
         """Flatten a batch, and bring it to where the products are computed."""
         return as_rows(batch)
@@ -143,6 +127,7 @@ class Exact(PreparedSolver):
         self.equations = equations
         self.factor = factor
         self.refinements = refinements
+        self.effort = 1.0 + 2.0 * refinements  # products with A and A', and another solve
 
     @classmethod
     def attempt(cls, equations: NormalEquations) -> Exact | None:
@@ -191,33 +176,89 @@ class Exact(PreparedSolver):
 
 
 class Iterated(PreparedSolver):
-    """Conjugate gradients on (A'A + λ²) d = A'r, preconditioned by the same with more damping."""
+    """Conjugate gradients, preconditioned by the same equations with a little more damping.
 
-    as_estimated: ClassVar[bool] = False
+    For λ > 0 on (A'A + λ²) d = A'r. For λ = 0 and full rank on A A' z = r, d = A'z, if A is
+    wide, where the residual r − A d is that of d itself and as small as rounding of A d; on
+    A'A d = A'r if it is tall. A probe finds the least damping that serves. Where none does, A is
+    rank-deficient as far as can be told: then A'A d = A'r, preconditioned by A'(AA' + μ)⁻²A
+    or A'A (A'A + μ)⁻², which keep what A does not see out of d, so that its norm is least.
+    """
 
     def __init__(self, equations: NormalEquations) -> None:
         self.equations = equations
-        shift = (SHIFT * equations.norm()) ** 2
-        precondition = equations.preconditioner(max(equations.damping**2, shift) or 1.0)
-        assert precondition is not None, "damped by more than rounding, it is regular"
-        self.precondition: Product = precondition
+        self.norm = equations.norm() or 1.0
+        self.deficient = False
+        self.effort = MANY
+        if equations.damping > 0:
+            self._factorise(max(SHIFTS[-1], equations.damping / self.norm))
+            return
+        for shift in SHIFTS:
+            if self._factorise(shift) and self._serves():
+                return
+        self.deficient, self.effort = True, MANY
 
     def solve(self, rhs: Tensor) -> SolveResult:
         """Solve for a batch of right-hand sides, until the residual is verified small."""
-        equations = self.equations
-        found, residual, iterations = conjugate_gradients(
-            equations.normal_product,
-            self.precondition,
-            equations.adjoint(equations.rows(rhs)),
-            tolerance=SOLVED * 1e-3,
-            max_iterations=MAX_ITERATIONS,
-        )
+        found, residual, iterations = self._solve(self.equations.rows(rhs), MAX_ITERATIONS)
         worst = float(residual.max()) if len(residual) else 0.0
         solved = worst <= SOLVED
-        return equations.result(
+        return self.equations.result(
             found,
             status="converged" if solved else "not_converged",
             residual=worst,
             iterations=iterations,
-            advice="" if solved else ADVICE.format(what=equations.what),
+            advice="" if solved else ADVICE.format(what=self.equations.what),
         )
+
+    def _factorise(self, shift: float) -> bool:
+        equations = self.equations
+        factor = equations.factorise((shift * self.norm) ** 2, dual=equations.wide)
+        if factor is None:
+            return False
+        self.factor, self.square = factor, (shift * self.norm) ** 2
+        return True
+
+    def _serves(self) -> bool:
+        """Whether a system of known answer is solved: any r of a wide A, any d of a tall one."""
+        equations = self.equations
+        generator = torch.Generator().manual_seed(0)
+        probe = torch.randn(
+            1, min(equations.linear_map.shape), generator=generator, dtype=torch.float64
+        )
+        probe = equations.rows(probe.to(equations.linear_map.device))
+        rows = probe if equations.wide else equations.apply(probe)
+        found, residual, iterations = self._solve(rows, MAX_TRIALS)
+        self.effort = 4.0 * iterations  # two products with A, one with A', and a solve
+        if equations.wide:
+            return float(residual.max()) <= SOLVED
+        return float((found - probe).norm() / probe.norm()) <= SERVES
+
+    def _solve(self, rows: Tensor, max_iterations: int) -> tuple[Tensor, Tensor, int]:
+        equations, inverse = self.equations, self.factor.solve
+        limits: dict[str, Any] = {"tolerance": SOLVED * 1e-3, "max_iterations": max_iterations}
+        if equations.wide and equations.damping == 0 and not self.deficient:
+            return conjugate_gradients(
+                equations.apply, inverse, rows, lift=equations.adjoint, **limits
+            )
+        normal = equations.adjoint(rows)
+        return conjugate_gradients(equations.normal_product, self._precondition, normal, **limits)
+
+    def _precondition(self, rows: Tensor) -> Tensor:
+        if self.deficient:
+            return self._invert_twice(rows)
+        if self.equations.wide:
+            return self._invert_across(rows)
+        return self.factor.solve(rows)
+
+    def _invert_twice(self, rows: Tensor) -> Tensor:
+        equations, inverse = self.equations, self.factor.solve
+        if equations.wide:
+            return equations.adjoint(inverse(inverse(equations.apply(rows))))
+        return equations.adjoint(equations.apply(inverse(inverse(rows))))
+
+    def _invert_across(self, rows: Tensor) -> Tensor:
+        """Multiply by (A'A + μ)⁻¹, by that of AA' + μ (Woodbury)."""
+        equations = self.equations
+        seen = equations.adjoint(self.factor.solve(equations.apply(rows)))
+        return (rows - seen) / self.square

@@ -27,8 +27,8 @@ MATRIX_BYTES = 2**30
 class PreparedSolver(ABC):
     """A solver set up for one map and one damping, used for many right-hand sides."""
 
-    #: False where the set-up found the map harder than :meth:`Solver.cost` had assumed
-    as_estimated: ClassVar[bool] = True
+    #: how many times longer a sample takes than :meth:`Solver.cost` said, as the set-up found out
+    effort: float = 1.0
 
     @abstractmethod
     def solve(self, rhs: Tensor) -> SolveResult:

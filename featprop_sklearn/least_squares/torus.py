@@ -28,8 +28,9 @@ __all__ = ["TorusSolver"]
 #: measured: seconds for the calls of a set-up, for an entry of a symbol and each of its channels,
 #: for an entry of the frame's matrix
 START, SYMBOL, ENTRY = 3e-3, 1e-9, 6e-9
-#: and for a sample's share of the calls, and for its product with an entry of a symbol
-CALLS, PRODUCT = 3e-6, 1e-9
+#: and for a sample's share of the calls, for its product with an entry of a symbol, and for
+#: each channel along each axis, to the frame and back
+CALLS, PRODUCT, SLAB = 5e-6, 0.6e-9, 1e-6
 
 
 class TorusSolver(Solver):
@@ -63,7 +64,11 @@ class TorusSolver(Solver):
         set_up = START + SYMBOL * products * (channels + 1)
         set_up += groups * (ENTRY * frame**2 + frame**3 / 3 / FLOPS)
         per_sample = CALLS + seconds_of_transforms(groups * channels, size)
-        per_sample += products * PRODUCT + groups * 2 * frame**2 / FLOPS
+        per_sample += (
+            SLAB * groups * channels * len(size)
+            + products * PRODUCT
+            + groups * 2 * frame**2 / FLOPS
+        )
         return Cost(set_up, per_sample, torus.bytes_needed)
 
     def check(self, linear_map: LinearMap) -> None:

@@ -110,7 +110,7 @@ def test_a_solver_of_ones_own_takes_part(monkeypatch):
 class Stub(PreparedSolver):
     def __init__(self, name):
         self.name = name
-        self.as_estimated = name != "first"
+        self.effort = 100.0 if name == "first" else 1.0
 
     def solve(self, rhs):
         return SolveResult(rhs, solver=self.name)
@@ -121,7 +121,7 @@ def stub(label, cost, prepared):
         name = label
 
         def cost(self, linear_map, damping):
-            return Cost(cost, 0.0, 0.0)
+            return Cost(0.0, cost / 1000, 0.0)
 
         def prepare(self, linear_map, damping):
             prepared.append(label)

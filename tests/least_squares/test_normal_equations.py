@@ -80,7 +80,7 @@ def matrix_of(rows, columns, rank, condition, seed):
 def test_refined_as_often_as_needed(shape, error, refinements, damping):
     matrix = matrix_of(*shape, min(shape), 3, 0)
     prepared = Exact.attempt(Dense(matrix, damping, error))
-    assert prepared.as_estimated
+    assert prepared.effort == 1 + 2 * prepared.refinements
     assert prepared.refinements == refinements
     rhs = torch.randn(4, shape[0]).double()
     result = prepared.solve(rhs)
@@ -111,7 +111,7 @@ def test_iterated_to_the_solution_of_least_norm(rows, columns, rank, condition, 
     assume(rank <= min(rows, columns))
     matrix = matrix_of(rows, columns, rank, condition, seed)
     prepared = Iterated(Dense(matrix, 0.0))
-    assert not prepared.as_estimated
+    assert prepared.effort > 1
     rhs = torch.from_numpy(np.random.default_rng(seed).normal(size=(3, rows)))
     result = prepared.solve(rhs)
     assert result.converged
@@ -123,8 +123,7 @@ def test_only_the_smaller_side_is_factorised():
     for shape in ((6, 9), (9, 6)):
         equations = Dense(matrix_of(*shape, 4, 3, 0), 0.0)
         Iterated(equations)
-        ((_, dual),) = equations.asked
-        assert dual == (shape[0] < shape[1])
+        assert {dual for _, dual in equations.asked} == {shape[0] < shape[1]}
 
 
 def test_a_hopeless_problem_is_reported_with_advice():
