@@ -11,9 +11,9 @@ import torch
 from numpy.typing import NDArray
 from sklearn.utils.validation import validate_data
 from torch import Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import DataLoader, Dataset
 
-__all__ = ["check_samples", "shape_samples"]
+__all__ = ["check_samples", "shape_samples", "without_torch"]
 
 
 def check_samples(estimator: Any, X: Any, *, reset: bool) -> NDArray:
@@ -36,19 +36,32 @@ def check_samples(estimator: Any, X: Any, *, reset: bool) -> NDArray:
     Raises
     ------
     TypeError
-        For a torch ``Dataset``.
+        For a torch ``Dataset`` or ``DataLoader``.
     ValueError
         As :func:`sklearn.utils.validation.validate_data`.
     """
-    if isinstance(X, Dataset):
+    X = without_torch(X)
+    return validate_data(estimator, X, reset=reset, allow_nd=True, dtype=(np.float64, np.float32))
+
+
+def without_torch(X: Any, name: str = "X") -> Any:
+    """Return a tensor as an array, and anything else as it is.
+
+    Raises
+    ------
+    TypeError
+        For a torch ``Dataset`` or ``DataLoader``.
+    """
+    if isinstance(X, Dataset | DataLoader):
+        kind = "Dataset" if isinstance(X, Dataset) else "DataLoader"
         raise TypeError(
-            f"X is a torch Dataset ({type(X).__name__}); pass arrays or tensors of shape "
+            f"{name} is a torch {kind} ({type(X).__name__}); pass arrays or tensors of shape "
             "(n_samples, ...), for example by stacking its samples, chunk by chunk to partial_fit."
         )
     if isinstance(X, Tensor):
         X = X.detach().cpu()
         X = (X.float() if X.dtype in (torch.bfloat16, torch.float16) else X).numpy()
-    return validate_data(estimator, X, reset=reset, allow_nd=True, dtype=(np.float64, np.float32))
+    return X
 
 
 def shape_samples(X: NDArray, input_shape: tuple[int, ...] | None) -> NDArray:

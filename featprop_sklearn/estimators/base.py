@@ -20,9 +20,13 @@ from sklearn.utils.validation import _check_sample_weight, check_is_fitted
 from torch import Tensor
 
 from featprop_sklearn.data import (
+    Layout,
     batches,
     check_samples,
+    check_whole,
+    is_named,
     module_dtype,
+    pack,
     resolve_device,
     shape_samples,
     to_array,
@@ -39,9 +43,14 @@ from featprop_sklearn.networks import (
     as_network,
     build_chain,
     chain_splits,
+    input_dtype,
     last_layer_type,
     private_copy,
+    probe_network,
+    reads_integers,
+    refuse_sequence,
     resolve_splits,
+    with_inputs,
 )
 from featprop_sklearn.output_targets import OutputTargets
 from featprop_sklearn.propagation import Propagated, cached_propagate, make_rule
@@ -78,6 +87,7 @@ class FeatureBackpropBase(SharedParameters, BaseEstimator, ABC):
     module_: torch.nn.Module
     _output_targets: OutputTargets
     history_: list[dict[str, Any]]
+    _layout: Layout | None
     _chunks_seen: int
     _chunk_sums: dict[str, dict[str, Any]]
 
@@ -120,8 +130,8 @@ class FeatureBackpropBase(SharedParameters, BaseEstimator, ABC):
 
         Parameters
         ----------
-        X : array-like of shape (n_samples, ...)
-            Samples.
+        X : array-like of shape (n_samples, ...), or dict of str to such
+            Samples, as in ``fit``.
         y : array-like of shape (n_samples,) or (n_samples, n_outputs)
             Labels or values.
 
@@ -228,9 +238,13 @@ class FeatureBackpropBase(SharedParameters, BaseEstimator, ABC):
             network, interrupted = self._pretrain(given, training, held_out, random_state)
         else:
             source = as_network(self.module)
-            network = replace(source, module=private_copy(source.module))
+            # where the user has it: an index out of range ends a CUDA process, not one on the CPU
+            module = with_inputs(private_copy(source.module), given.samples, self._layout)
+            network = replace(source, module=module)
         module = network.module.to(resolve_device(self.device))
-        chain = build_chain(module, self._tensor(given.samples[:8], module))
+        examples = self._tensor(given.samples[:8], module)
+        module = probe_network(module, examples)
+        chain = build_chain(module, examples)
         splits = resolve_splits(self.split, chain)
         outputs = self._outputs(module, self._tensor(training.samples, module))
         task = (
@@ -262,10 +276,10 @@ class FeatureBackpropBase(SharedParameters, BaseEstimator, ABC):
             )
         width, task = self._default_outputs(given.y)
         module, interrupted = pretrain_default_network(
-            self._labelled(training, task, torch.float64),
+            self._labelled(training, task),
             width,
             task,
-            validation=None if held_out is None else self._labelled(held_out, task, torch.float64),
+            validation=None if held_out is None else self._labelled(held_out, task),
             seed=_draw_seed(random_state),
             verbose=self.verbose,
         )
@@ -281,9 +295,9 @@ class FeatureBackpropBase(SharedParameters, BaseEstimator, ABC):
         chunk: dict[str, dict[str, Any]] | None = None,
     ) -> None:
         """Propagate, train, report; Ctrl-C leaves the network as far as it got."""
-        task, dtype = self._output_targets.task, module_dtype(self.module_)
-        data = self._labelled(training, task, dtype)
-        validation = None if held_out is None else self._labelled(held_out, task, dtype)
+        task, module = self._output_targets.task, self.module_
+        data = self._labelled(training, task, module)
+        validation = None if held_out is None else self._labelled(held_out, task, module)
         self.history_ = []
         self.report_: dict[str, Any] = {}
         self.n_iter_ = 0
@@ -304,7 +318,7 @@ class FeatureBackpropBase(SharedParameters, BaseEstimator, ABC):
                 batch_size,
             )
             self.report_ = self._report(found, data)
-            self.history_, interrupted = post_train(
+            self.history_, interrupted, left_out = post_train(
                 chain,
                 splits,
                 data,
@@ -318,6 +332,7 @@ class FeatureBackpropBase(SharedParameters, BaseEstimator, ABC):
                 verbose=self.verbose,
                 chunk=chunk,
             )
+            self._tell_of(left_out)
         except KeyboardInterrupt:
             interrupted = True
         self.n_iter_ = _epochs(self.history_)
@@ -327,6 +342,20 @@ class FeatureBackpropBase(SharedParameters, BaseEstimator, ABC):
                 "it got.",
                 ConvergenceWarning,
                 stacklevel=4,
+            )
+
+    def _tell_of(self, left_out: list[str]) -> None:
+        """Say which parts of the network are as they were, where there are several."""
+        if not isinstance(self.split_, str):
+            for split, report in self.report_.items():
+                report["used"] = split not in left_out
+        if left_out:
+            warnings.warn(
+                f"The parts trained for the splits {', '.join(map(repr, left_out))} make the whole "
+                "network worse together with those before them, and are left out: parts are "
+                "trained independently of each other. Use fewer splits, or one.",
+                UserWarning,
+                stacklevel=5,
             )
 
     # Pieces ---------------------------------------------------------------------------
@@ -372,16 +401,20 @@ class FeatureBackpropBase(SharedParameters, BaseEstimator, ABC):
             keep_targets=keep_targets,
         )
 
-    def _labelled(self, given: _Given, task: str, dtype: torch.dtype) -> Labelled:
+    def _labelled(
+        self, given: _Given, task: str, module: torch.nn.Module | None = None
+    ) -> Labelled:
+        """Turn rows into tensors for a network; for the default one if None."""
         device = resolve_device(self.device)
+        dtype = torch.float64 if module is None else module_dtype(module)
         return Labelled(
-            to_tensor(given.samples, dtype, device),
+            to_tensor(given.samples, dtype if module is None else input_dtype(module), device),
             _label_tensor(self._encode(given.y), task, dtype).to(device),
             to_tensor(given.weights, dtype, device),
         )
 
     def _tensor(self, samples: NDArray, module: torch.nn.Module) -> Tensor:
-        return to_tensor(samples, module_dtype(module), resolve_device(self.device))
+        return to_tensor(samples, input_dtype(module), resolve_device(self.device))
 
     def _hold_out(
         self, given: _Given, random_state: np.random.RandomState
@@ -402,14 +435,7 @@ class FeatureBackpropBase(SharedParameters, BaseEstimator, ABC):
     def _outputs(self, module: torch.nn.Module, x: Tensor) -> Tensor:
         module.eval()
         batch_size = self._rows_at_a_time(len(x))
-        outputs = torch.cat([module(x[rows]) for rows in batches(len(x), batch_size)])
-        if outputs.ndim > 2:
-            raise ValueError(
-                "The network must return one row of outputs per sample, shape (n_samples, "
-                f"n_outputs); it returned shape (n_samples, "
-                f"{', '.join(map(str, outputs.shape[1:]))}). Pool or flatten them first."
-            )
-        return outputs
+        return torch.cat([module(x[rows]) for rows in batches(len(x), batch_size)])
 
     def _predict_outputs(self, X: ArrayLike) -> Tensor:
         """Return the outputs of ``module_``, one column per output."""
@@ -418,8 +444,39 @@ class FeatureBackpropBase(SharedParameters, BaseEstimator, ABC):
         return outputs.reshape(len(outputs), -1)
 
     def _samples(self, X: ArrayLike, *, reset: bool) -> NDArray:
-        """Check X, and give its rows the shape that the network takes."""
+        """Check X, and give its rows the shape that the network takes; pack several inputs."""
+        if is_named(X):
+            return self._packed(X, reset=reset)
+        refuse_sequence(self.module, X)
+        if reset:
+            self._layout = None
+        elif self._layout is not None:
+            raise ValueError(
+                f"{type(self).__name__} was fitted on a dict with the keys {self._layout.names}; "
+                f"X is a {type(X).__name__}. Pass a dict of arrays."
+            )
         return shape_samples(check_samples(self, X, reset=reset), self.input_shape)
+
+    def _packed(self, X: Any, *, reset: bool) -> NDArray:
+        """Check a dict of arrays, and lay the inputs of each sample one after the other."""
+        if self.module is None:
+            raise ValueError(
+                "module=None trains a small network on one table; X is a dict. Pass a pretrained "
+                "network as module, or X of shape (n_samples, n_features)."
+            )
+        if self.input_shape is not None:
+            raise ValueError(
+                f"input_shape={self.input_shape!r} is for X as one table; X is a dict. Give its "
+                "arrays the shapes that the network takes."
+            )
+        if not reset and self._layout is None:
+            raise ValueError(
+                f"{type(self).__name__} was fitted on one array; X is a dict with the keys "
+                f"{list(X.keys())}. Pass one array."
+            )
+        samples, layout = pack(X, None if reset else self._layout, type(self).__name__)
+        self._layout = layout
+        return check_samples(self, samples, reset=reset)
 
     def _known_samples(self, X: ArrayLike) -> NDArray:
         """Check X against what the network was fitted on."""
@@ -430,6 +487,8 @@ class FeatureBackpropBase(SharedParameters, BaseEstimator, ABC):
                 f"X holds samples of shape {samples.shape[1:]}, but {type(self).__name__} was "
                 f"fitted on samples of shape {self._sample_shape}."
             )
+        if reads_integers(self.module_):
+            check_whole(samples, "X")
         return samples
 
 

@@ -99,13 +99,14 @@ class FeatureBackpropClassifier(ClassifierMixin, FeatureBackpropBase):
     Attributes
     ----------
     module_ : nn.Module
-        The post-trained network.
+        The post-trained network, from one tensor to one. Where X is a dict, or integers, a
+        wrapper reads these off it, whose ``original_network`` takes them as the network did.
     split_ : str or list of str
         Names of the split points.
     classes_ : ndarray of shape (n_classes,)
         Labels, in the order of the columns of ``predict_proba``.
     n_features_in_ : int
-        Size of the first dimension of a sample.
+        Size of the first dimension of a sample; all numbers of a sample where X is a dict.
     n_iter_ : int
         Epochs run.
     history_ : list of dict
@@ -113,7 +114,8 @@ class FeatureBackpropClassifier(ClassifierMixin, FeatureBackpropBase):
     report_ : dict
         ``repair_rate``, ``kept_rate``, ``reached``, ``displacement``,
         ``relative_displacement``, ``residual`` of the training rows' feature targets
-        before training (a dict of these for several splits), and ``seconds``.
+        before training (a dict of these for several splits, with ``used``: whether the part
+        trained for it fits the others), and ``seconds``.
 
     See Also
     --------
@@ -189,8 +191,12 @@ class FeatureBackpropClassifier(ClassifierMixin, FeatureBackpropBase):
 
         Parameters
         ----------
-        X : array-like of shape (n_samples, ...)
-            Samples: a table, a DataFrame, n-D arrays (images), or a torch tensor.
+        X : array-like of shape (n_samples, ...), or dict of str to such
+            Samples: a table, a DataFrame, n-D arrays (images), or a torch tensor. For a
+            network with several inputs a dict of them, whose keys are names of its
+            ``forward``'s arguments, whose integers reach it as int64 (up to 2**24).
+            scikit-learn cannot index a dict: for cross-validation or ``GridSearchCV`` pass
+            ``skorch.helper.SliceDict(**X)``.
         y : array-like of shape (n_samples,) or (n_samples, n_labels)
             Labels, or a 0/1 matrix for multi-label problems.
         sample_weight : array-like of shape (n_samples,), default=None
@@ -219,8 +225,8 @@ class FeatureBackpropClassifier(ClassifierMixin, FeatureBackpropBase):
 
         Parameters
         ----------
-        X : array-like of shape (n_samples, ...)
-            Samples.
+        X : array-like of shape (n_samples, ...), or dict of str to such
+            Samples, as in ``fit``.
         y : array-like of shape (n_samples,) or (n_samples, n_labels)
             Labels.
         classes : array-like, default=None
@@ -255,8 +261,8 @@ class FeatureBackpropClassifier(ClassifierMixin, FeatureBackpropBase):
 
         Parameters
         ----------
-        X : array-like of shape (n_samples, ...)
-            Samples.
+        X : array-like of shape (n_samples, ...), or dict of str to such
+            Samples, as in ``fit``.
 
         Returns
         -------
@@ -270,8 +276,8 @@ class FeatureBackpropClassifier(ClassifierMixin, FeatureBackpropBase):
 
         Parameters
         ----------
-        X : array-like of shape (n_samples, ...)
-            Samples.
+        X : array-like of shape (n_samples, ...), or dict of str to such
+            Samples, as in ``fit``.
 
         Returns
         -------
@@ -291,8 +297,8 @@ class FeatureBackpropClassifier(ClassifierMixin, FeatureBackpropBase):
 
         Parameters
         ----------
-        X : array-like of shape (n_samples, ...)
-            Samples.
+        X : array-like of shape (n_samples, ...), or dict of str to such
+            Samples, as in ``fit``.
 
         Returns
         -------

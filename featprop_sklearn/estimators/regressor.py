@@ -68,11 +68,12 @@ class FeatureBackpropRegressor(RegressorMixin, FeatureBackpropBase):
     Attributes
     ----------
     module_ : nn.Module
-        The post-trained network.
+        The post-trained network, from one tensor to one. Where X is a dict, or integers, a
+        wrapper reads these off it, whose ``original_network`` takes them as the network did.
     split_ : str or list of str
         Names of the split points.
     n_features_in_ : int
-        Size of the first dimension of a sample.
+        Size of the first dimension of a sample; all numbers of a sample where X is a dict.
     n_iter_ : int
         Epochs run.
     history_ : list of dict
@@ -144,8 +145,12 @@ class FeatureBackpropRegressor(RegressorMixin, FeatureBackpropBase):
 
         Parameters
         ----------
-        X : array-like of shape (n_samples, ...)
-            Samples: a table, a DataFrame, n-D arrays (images), or a torch tensor.
+        X : array-like of shape (n_samples, ...), or dict of str to such
+            Samples: a table, a DataFrame, n-D arrays (images), or a torch tensor. For a
+            network with several inputs a dict of them, whose keys are names of its
+            ``forward``'s arguments, whose integers reach it as int64 (up to 2**24).
+            scikit-learn cannot index a dict: for cross-validation or ``GridSearchCV`` pass
+            ``skorch.helper.SliceDict(**X)``.
         y : array-like of shape (n_samples,) or (n_samples, n_outputs)
             Values.
         sample_weight : array-like of shape (n_samples,), default=None
@@ -170,8 +175,8 @@ class FeatureBackpropRegressor(RegressorMixin, FeatureBackpropBase):
 
         Parameters
         ----------
-        X : array-like of shape (n_samples, ...)
-            Samples.
+        X : array-like of shape (n_samples, ...), or dict of str to such
+            Samples, as in ``fit``.
         y : array-like of shape (n_samples,) or (n_samples, n_outputs)
             Values.
         sample_weight : array-like of shape (n_samples,), default=None
@@ -189,8 +194,8 @@ class FeatureBackpropRegressor(RegressorMixin, FeatureBackpropBase):
 
         Parameters
         ----------
-        X : array-like of shape (n_samples, ...)
-            Samples.
+        X : array-like of shape (n_samples, ...), or dict of str to such
+            Samples, as in ``fit``.
 
         Returns
         -------

@@ -19,8 +19,8 @@ def feature_gap(
     ----------
     estimator : fitted FeatureBackpropClassifier or FeatureBackpropRegressor
         Its ``module_`` is measured, with its own propagation rule.
-    X : array-like of shape (n_samples, ...)
-        Samples.
+    X : array-like of shape (n_samples, ...), or dict of str to such
+        Samples, as in ``fit``.
     y : array-like of shape (n_samples,) or (n_samples, n_outputs)
         Labels or values.
 

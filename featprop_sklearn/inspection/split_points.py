@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import numpy as np
 import pandas as pd
 import torch
 from numpy.typing import ArrayLike
-from torch import Tensor
+from torch import Tensor, nn
 
-from featprop_sklearn.data import module_device, module_dtype, to_tensor
+from featprop_sklearn.data import is_named, module_device, pack, to_tensor, without_torch
 from featprop_sklearn.inversion import inversion_method
 from featprop_sklearn.networks import (
     Chain,
+    affine_sites,
     as_network,
     build_chain,
     chain_splits,
+    input_dtype,
     private_copy,
+    refuse_sequence,
+    with_inputs,
 )
 
 __all__ = ["describe", "split_points"]
@@ -29,8 +36,9 @@ def split_points(module: object, X: ArrayLike) -> list[str]:
     ----------
     module : nn.Module, fitted skorch net, fitted MLPClassifier or MLPRegressor
         The network; not changed.
-    X : array-like of shape (n_samples, ...)
-        A few samples, in the shape that the network takes.
+    X : array-like of shape (n_samples, ...), or dict of str to such
+        A few samples, in the shape that the network takes; for several inputs a dict whose
+        keys are names of its arguments.
 
     Returns
     -------
@@ -52,7 +60,7 @@ def split_points(module: object, X: ArrayLike) -> list[str]:
     >>> split_points(net, np.zeros((2, 4)))
     ['0', '1', '2']
     """
-    return chain_splits(_chain(module, X))
+    return chain_splits(_chain(module, X)[0])
 
 
 def describe(module: object, X: ArrayLike) -> pd.DataFrame:
@@ -62,14 +70,16 @@ def describe(module: object, X: ArrayLike) -> pd.DataFrame:
     ----------
     module : nn.Module, fitted skorch net, fitted MLPClassifier or MLPRegressor
         The network; not changed.
-    X : array-like of shape (n_samples, ...)
-        A few samples, in the shape that the network takes.
+    X : array-like of shape (n_samples, ...), or dict of str to such
+        A few samples, in the shape that the network takes; for several inputs a dict whose
+        keys are names of its arguments.
 
     Returns
     -------
     DataFrame
         One row per stage, index its name; columns ``layer`` (type), ``in_shape``,
-        ``out_shape`` (of one sample), ``parameters`` (count), ``split`` (whether it is a
+        ``out_shape`` (of one sample), ``parameters`` (count), ``refitted`` (how many of them
+        ``trainer="closed_form"`` refits, at a split from here on), ``split`` (whether it is a
         split point) and ``inversion`` (how targets pass backwards through it).
 
     Raises
@@ -77,30 +87,45 @@ def describe(module: object, X: ArrayLike) -> pd.DataFrame:
     ValueError
         If the network refuses the samples.
     """
-    chain = _chain(module, X)
+    chain, x = _chain(module, X)
     splits = set(chain_splits(chain))
+    refitted = dict.fromkeys(range(len(chain)), 0)
+    for site in affine_sites(chain, x):
+        refitted[site.stage] += _size(site.layer)
     rows = [
         {
             "stage": stage.name,
             "layer": type(stage.module).__name__,
             "in_shape": tuple(stage.in_shape),
             "out_shape": tuple(stage.out_shape),
-            "parameters": sum(p.numel() for p in stage.module.parameters()),
+            "parameters": _size(stage.module),
+            "refitted": refitted[index],
             "split": stage.name in splits,
             "inversion": inversion_method(stage.module),
         }
-        for stage in chain
+        for index, stage in enumerate(chain)
     ]
     return pd.DataFrame(rows).set_index("stage")
 
 
-def _chain(module: object, X: ArrayLike) -> Chain:
+def _size(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+def _chain(module: object, X: Any) -> tuple[Chain, Tensor]:
     network = private_copy(as_network(module).module)
-    rows = X[:EXAMPLES].detach().cpu() if isinstance(X, Tensor) else _first_rows(X)
-    x = to_tensor(rows, module_dtype(network), module_device(network))
+    refuse_sequence(module, X)
+    if is_named(X):
+        rows, layout = pack({name: _first_rows(X[name]) for name in X}, None, "split_points")
+    else:
+        rows, layout = np.asarray(_first_rows(X)), None
+    network = with_inputs(network, rows, layout)
+    x = to_tensor(rows, input_dtype(network), module_device(network))
     with torch.no_grad():
-        return build_chain(network, x)
+        return build_chain(network, x), x
 
 
-def _first_rows(X: ArrayLike) -> ArrayLike:
-    return X.head(EXAMPLES) if hasattr(X, "head") else X[:EXAMPLES]  # type: ignore[index]
+def _first_rows(X: Any) -> Any:
+    if np.ndim(X) == 0:
+        return X
+    return without_torch(X.head(EXAMPLES) if hasattr(X, "head") else X[:EXAMPLES])

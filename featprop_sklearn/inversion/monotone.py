@@ -109,7 +109,7 @@ class Monotone(Elementwise):
 
 
 class Tanhshrink(Monotone):
-    """x − tanh(x), whose inverse is looked for by iterations."""
+    """Tanhshrink, x − tanh(x): its inverse is looked for by iterations."""
 
     #: the last few roots take many small rounds, which large chunks share
     entries_at_once = 2**17

@@ -12,10 +12,19 @@ from featprop_sklearn.networks.chain import (
 from featprop_sklearn.networks.conversion import Network, as_network
 from featprop_sklearn.networks.default import Rescale, default_network, weighted_moments
 from featprop_sklearn.networks.functional import Exp, Permute, Reshape
+from featprop_sklearn.networks.inputs import (
+    Unpack,
+    input_dtype,
+    reads_integers,
+    refuse_sequence,
+    with_inputs,
+)
 from featprop_sklearn.networks.layers import is_layer, treat_as_layer
+from featprop_sklearn.networks.outputs import SingleOutput
+from featprop_sklearn.networks.probe import probe_network
 from featprop_sklearn.networks.ranges import output_ranges
 from featprop_sklearn.networks.sharing import SharedParameters
-from featprop_sklearn.networks.sites import AFFINE_LAYERS, Site, affine_sites
+from featprop_sklearn.networks.sites import AFFINE_LAYERS, Site, affine_sites, reasons_against
 from featprop_sklearn.networks.splits import chain_splits, resolve_splits
 
 __all__ = [
@@ -27,20 +36,28 @@ __all__ = [
     "Rescale",
     "Reshape",
     "SharedParameters",
+    "SingleOutput",
     "Site",
     "Stage",
+    "Unpack",
     "affine_sites",
     "as_network",
     "build_chain",
     "chain_splits",
     "default_network",
+    "input_dtype",
     "is_layer",
     "last_layer_type",
     "open_sequential",
     "output_ranges",
     "private_copy",
     "private_layer",
+    "probe_network",
+    "reads_integers",
+    "reasons_against",
+    "refuse_sequence",
     "resolve_splits",
     "treat_as_layer",
     "weighted_moments",
+    "with_inputs",
 ]

@@ -7,25 +7,48 @@ import itertools
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Size, Tensor, nn
 
 from featprop_sklearn.networks.functional import Permute, Reshape
 from featprop_sklearn.networks.layers import is_layer
-from featprop_sklearn.networks.tracing import has_rows, trace_segments
+from featprop_sklearn.networks.module_paths import module_paths, run_watched
+from featprop_sklearn.networks.outputs import SingleOutput, tensors_in
+from featprop_sklearn.networks.probe import random_state_kept, with_single_output
+from featprop_sklearn.networks.tracing import CannotOpenError, has_rows, trace_segments
 
 __all__ = ["Chain", "Stage", "build_chain", "private_copy", "private_layer"]
 
 
 @dataclass(frozen=True)
 class Stage:
-    """One step of the network: one tensor in, one tensor out, batch first."""
+    """One step of the network: one tensor in, one tensor out, batch first.
+
+    Attributes
+    ----------
+    name : str
+        Unique in the chain.
+    module : nn.Module
+        What computes it.
+    in_shape, out_shape : Size
+        Of one sample.
+    ends : tuple of str
+        Other paths of modules in the network whose output is the stage's.
+    inside : tuple of str
+        Paths of the modules inside of it whose output is not.
+    closed : str
+        Why a module with others inside stays one stage, to end a sentence.
+    """
 
     name: str
     module: nn.Module
     in_shape: Size
     out_shape: Size
+    ends: tuple[str, ...] = ()
+    inside: tuple[str, ...] = ()
+    closed: str = ""
 
 
 class Chain(Sequence[Stage]):
@@ -74,7 +97,8 @@ class Chain(Sequence[Stage]):
 def private_copy(module: nn.Module) -> nn.Module:
     """Copy a user's network to work on, in eval mode.
 
-    A network that is frozen as a whole is unfrozen; one that is frozen in parts is not.
+    A network that is frozen as a whole is unfrozen; one that is frozen in parts is not. One
+    of 16-bit numbers becomes float32: the steps of training are below their resolution.
 
     Raises
     ------
@@ -82,16 +106,29 @@ def private_copy(module: nn.Module) -> nn.Module:
         If the network cannot be copied.
     """
     try:
-        twin = copy.deepcopy(module).eval()
+        twin = copy.deepcopy(module, _without_history(module)).eval()
     except Exception as error:
         raise ValueError(
             f"module ({type(module).__name__}) cannot be copied with copy.deepcopy: {error}. "
             "The estimators never change the network that they are given, so they need a copy: "
-            "remove what cannot be copied (open files, tensors with a history, exported programs)."
+            "remove what cannot be copied (open files, locks, tensors with a history in objects)."
         ) from error
     if not any(parameter.requires_grad for parameter in twin.parameters()):
         twin.requires_grad_(True)  # frozen as a whole: for inference, not against training
+    dtypes = {t.dtype for t in (*twin.parameters(), *twin.buffers()) if t.is_floating_point()}
+    if dtypes and dtypes <= {torch.float16, torch.bfloat16}:
+        twin.float()
     return twin
+
+
+def _without_history(module: nn.Module) -> dict[int, Any]:
+    """Copy the tensors kept from an earlier run, for copy.deepcopy, which refuses them."""
+    return {
+        id(kept.value): kept.value.detach().clone()
+        for part in module.modules()
+        for kept in tensors_in(vars(part))
+        if not kept.value.is_leaf
+    }
 
 
 def private_layer(layer: nn.Module) -> nn.Module:
@@ -131,47 +168,41 @@ def build_chain(module: nn.Module, x: Tensor) -> Chain:
     Raises
     ------
     ValueError
-        If the network refuses the data or does not return one tensor of one row a sample.
+        If the network refuses the data or returns no tensor of one row a sample, or several.
     """
     if len(x) == 1:  # a second row tells a batch dimension from the others
         x = torch.cat([x, x])
-    with torch.no_grad():
-        _run_checked(module, x)
-        stages = _open(module, "", x)
+    with torch.no_grad(), random_state_kept(x.device):
+        network = with_single_output(module, x)
+        stages = _with_paths(_open(network, "", x), network, x)
+        if isinstance(network, SingleOutput):
+            stages = _without_wrapper(stages)
     return Chain(_with_unique_names(stages))
 
 
-def _run_checked(module: nn.Module, x: Tensor) -> None:
-    shape = tuple(x.shape)
-    try:
-        output = module(x.clone())
-    except Exception as error:
-        raise ValueError(
-            f"The network ({type(module).__name__}) refused X of shape (n_samples, "
-            f"{', '.join(map(str, shape[1:]))}) and dtype {x.dtype}: {error}. Pass X in the shape "
-            "that the network takes, or 2-D with input_shape=(...) naming the shape of one sample."
-        ) from error
-    if not isinstance(output, Tensor):
-        raise ValueError(
-            f"The network ({type(module).__name__}) must return one tensor; it returned "
-            f"{type(output).__name__}. Wrap it in a module that returns the logits alone."
+def _without_wrapper(stages: list[Stage]) -> list[Stage]:
+    """Name the stages of a :class:`SingleOutput` as those of the network that it wraps."""
+    return [
+        replace(
+            stage,
+            name=stage.name.removeprefix("module.").removeprefix("module_"),
+            ends=tuple(path.removeprefix("module.") for path in stage.ends if path != "module"),
+            inside=tuple(path.removeprefix("module.") for path in stage.inside),
         )
-    if output.ndim == 0 or output.shape[0] != shape[0]:
-        raise ValueError(
-            f"The network ({type(module).__name__}) must return one row per sample; "
-            f"for {shape[0]} samples it returned shape {tuple(output.shape)}."
-        )
+        for stage in stages
+    ]
 
 
 def _open(module: nn.Module, path: str, x: Tensor) -> list[Stage]:
     """Stages of one module on its own input ``x``; one stage if it stays closed."""
     output = _run_protected(module, x)
-    closed = [Stage(path or "network", module, x.shape[1:], output.shape[1:])]
+    whole = Stage(path or "network", module, x.shape[1:], output.shape[1:])
     if is_layer(module):
-        return closed
-    parts = _parts(module, x)
-    if parts is None:
-        return closed
+        return [replace(whole, closed="it counts as one layer")]
+    try:
+        parts = _parts(module, x)
+    except CannotOpenError as reason:
+        return [replace(whole, closed=str(reason))]
     stages: list[Stage] = []
     value = x
     for name, part, openable in parts:
@@ -179,11 +210,30 @@ def _open(module: nn.Module, path: str, x: Tensor) -> list[Stage]:
         if openable:
             new = _open(part, full, value)
         else:
-            new = [Stage(full, part, value.shape[1:], _run_protected(part, value).shape[1:])]
+            shapes = value.shape[1:], _run_protected(part, value).shape[1:]
+            new = [Stage(full, part, *shapes, closed="more than one tensor is under way inside it")]
         stages += new
         for stage in new:
             value = stage.module(value)
-    return stages if _agrees(stages, module, x, output) else closed
+    if not _agrees(stages, module, x, output):
+        return [replace(whole, closed="what torch.fx reads in its forward gives another output")]
+    if path:
+        stages[-1] = replace(stages[-1], ends=(*stages[-1].ends, path))
+    return stages
+
+
+def _with_paths(stages: list[Stage], network: nn.Module, x: Tensor) -> list[Stage]:
+    """Tell the stages which modules of the network end at them, and which lie inside."""
+    paths = module_paths(network)
+    found = []
+    for stage in stages:
+        x, ending, others = run_watched(stage.module, x)
+        ending += [network.get_submodule(path) for path in stage.ends]
+        ends = dict.fromkeys(path for module in ending for path in paths.get(module, ()))
+        inside = [path for module in others for path in paths.get(module, ())]
+        ends.pop(stage.name, None)
+        found.append(replace(stage, ends=tuple(ends), inside=tuple(inside)))
+    return found
 
 
 def _run_protected(module: nn.Module, x: Tensor) -> Tensor:
@@ -200,17 +250,14 @@ def _copy_input(module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ..
     return (args[0].clone(), *args[1:])
 
 
-def _parts(module: nn.Module, x: Tensor) -> list[tuple[str, nn.Module, bool]] | None:
-    """Name, module, whether to open it further; None if the module cannot be opened."""
+def _parts(module: nn.Module, x: Tensor) -> list[tuple[str, nn.Module, bool]]:
+    """Name, module, whether to open it further; CannotOpenError if there is nothing to open."""
     if type(module).forward is nn.Sequential.forward:
         return _sequential_parts(module, x)
-    segments = trace_segments(module, x)
-    if segments is None or (len(segments) == 1 and segments[0].child is None):
-        return None
-    return [(s.name, s.module, s.child is not None) for s in segments]
+    return [(s.name, s.module, s.child is not None) for s in trace_segments(module, x)]
 
 
-def _sequential_parts(module: nn.Module, x: Tensor) -> list[tuple[str, nn.Module, bool]] | None:
+def _sequential_parts(module: nn.Module, x: Tensor) -> list[tuple[str, nn.Module, bool]]:
     """Children one by one; those that pass on a tuple, or time first, go with the next ones."""
     parts: list[tuple[str, nn.Module, bool]] = []
     group: OrderedDict[str, nn.Module] = OrderedDict()
@@ -219,14 +266,16 @@ def _sequential_parts(module: nn.Module, x: Tensor) -> list[tuple[str, nn.Module
         assert child is not None  # torch could not have run it
         try:
             value, first = child(value), child(first)
-        except Exception:  # whatever it raises, it refuses one row alone
-            return None
+        except Exception as error:  # whatever it raises, it refuses one row alone
+            raise CannotOpenError(f"its part {name!r} refuses a single row") from error
         group[name] = child
         if has_rows(value, len(x)) and has_rows(first, 1):
             alone = len(group) == 1
             parts.append((name, child if alone else nn.Sequential(group), alone))
             group = OrderedDict()
-    return parts if parts and not group else None
+    if not parts or group:
+        raise CannotOpenError("its last part does not give one tensor with one row a sample")
+    return parts
 
 
 def _agrees(stages: list[Stage], module: nn.Module, x: Tensor, output: Tensor) -> bool:

@@ -14,6 +14,7 @@ from skorch import NeuralNet
 from torch import nn
 
 from featprop_sklearn.networks.functional import Exp
+from featprop_sklearn.networks.probe import check_loaded
 
 __all__ = ["Network", "as_network"]
 
@@ -49,12 +50,16 @@ def as_network(source: object) -> Network:
     -------
     Network
         A scikit-learn MLP becomes a float64 ``nn.Sequential`` that ends in logits
-        (classifier) or in the prediction (regressor), equal to the original to rounding.
+        (classifier) or in the prediction (regressor), equal to the original to rounding. Of
+        ``torch.compile``, ``DataParallel`` and ``DistributedDataParallel`` it is the module
+        inside.
 
     Raises
     ------
     TypeError
         If the source is none of these.
+    ValueError
+        If a module has no weights that could be trained: lazy, on the meta device, quantised.
     sklearn.exceptions.NotFittedError
         If a skorch net or an MLP has not been fitted.
     """
@@ -64,7 +69,7 @@ def as_network(source: object) -> Network:
             "that it was made from."
         )
     if isinstance(source, nn.Module):
-        return Network(source)
+        return Network(_bare(source))
     if isinstance(source, NeuralNet):
         return _from_skorch(source)
     if isinstance(source, MLPClassifier | MLPRegressor):
@@ -83,7 +88,19 @@ def _from_skorch(net: NeuralNet) -> Network:
             "or pass its torch module."
         )
     classes = getattr(net, "classes_", None)
-    return Network(net.module_, None if classes is None else np.asarray(classes))
+    return Network(_bare(net.module_), None if classes is None else np.asarray(classes))
+
+
+def _bare(module: nn.Module) -> nn.Module:
+    """Take the network out of torch.compile and of the wrappers for several devices."""
+    while True:
+        if isinstance(module, nn.DataParallel | nn.parallel.DistributedDataParallel):
+            module = module.module
+        elif isinstance(compiled := getattr(module, "_orig_mod", None), nn.Module):
+            module = compiled
+        else:
+            check_loaded(module)
+            return module
 
 
 _ACTIVATIONS: dict[str, type[nn.Module]] = {

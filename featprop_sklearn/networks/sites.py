@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 
@@ -13,7 +13,7 @@ from torch.utils.hooks import RemovableHandle
 
 from featprop_sklearn.networks.chain import Chain
 
-__all__ = ["AFFINE_LAYERS", "Site", "affine_sites"]
+__all__ = ["AFFINE_LAYERS", "Site", "affine_sites", "reasons_against"]
 
 AFFINE_LAYERS = (
     nn.Linear,
@@ -80,7 +80,6 @@ class Site:
         )
 
 
-@torch.no_grad()
 def affine_sites(chain: Chain, x: Tensor) -> list[Site]:
     """List the layers whose weights can be refitted alone, in the order of their stages.
 
@@ -97,23 +96,55 @@ def affine_sites(chain: Chain, x: Tensor) -> list[Site]:
         Layers with weights of their own (neither frozen, nor tied, nor reparametrised) that
         run once, on one tensor with one row a sample.
     """
+    return [site for site, reason in _judged(chain, x) if not reason]
+
+
+def reasons_against(chain: Chain, x: Tensor) -> dict[str, str]:
+    """Tell why other layers that can learn are none of the :func:`affine_sites`.
+
+    Parameters
+    ----------
+    chain : Chain
+        In eval mode.
+    x : Tensor of shape (n_samples, ...)
+        A few inputs of the chain.
+
+    Returns
+    -------
+    dict
+        Name of the layer -> reason.
+    """
+    return {site.name: reason for site, reason in _judged(chain, x) if reason}
+
+
+@torch.no_grad()
+def _judged(chain: Chain, x: Tensor) -> list[tuple[Site, str]]:
+    """Layers that can learn; with each, what speaks against a refit of it alone, if anything."""
     x = x[torch.arange(max(PROBE_ROWS), device=x.device) % len(x)]
     owners = _owners(chain)
-    sites: list[Site] = []
+    judged: list[tuple[Site, str]] = []
     for index, stage in enumerate(chain):
-        inner = {
-            module: f"{stage.name}.{path}" if path else stage.name
-            for path, module in stage.module.named_modules()
-            if _is_affine(module) and _has_own_weights(module, owners)
-        }
-        calls = _calls(stage.module, inner, x)
-        sites += [
-            Site(inner[module], index, module)
-            for module, by_row in calls.items()
-            if by_row == [True] * len(PROBE_ROWS)
-        ]
+        paths = dict(_learners(stage.module))
+        reasons = {module: _reason_of_weights(module, owners) for module in paths}
+        calls = _calls(stage.module, [module for module in paths if not reasons[module]], x)
+        for module in dict.fromkeys((*calls, *paths)):  # in the order in which they run
+            path = paths[module]
+            site = Site(f"{stage.name}.{path}" if path else stage.name, index, module)
+            judged.append((site, reasons[module] or _reason_of_calls(calls.get(module, []))))
         x = stage.module(x)
-    return sites
+    return judged
+
+
+def _learners(stage: nn.Module) -> Iterator[tuple[nn.Module, str]]:
+    """Layers with something to train, and their paths in the stage."""
+    parts: set[nn.Module] = set()
+    for path, module in stage.named_modules():
+        affine = _is_affine(module)
+        own = module.parameters(recurse=affine)
+        if module not in parts and any(parameter.requires_grad for parameter in own):
+            yield module, path
+        if affine:  # what its weights are computed from
+            parts.update(module.modules())
 
 
 def _owners(chain: Chain) -> dict[int, int]:
@@ -131,11 +162,25 @@ def _is_affine(module: nn.Module) -> bool:
     return any(type(module).forward is layer.forward for layer in AFFINE_LAYERS)
 
 
-def _has_own_weights(module: nn.Module, owners: dict[int, int]) -> bool:
+def _reason_of_weights(module: nn.Module, owners: dict[int, int]) -> str:
+    if not _is_affine(module):
+        return f"{type(module).__name__} is none of torch's affine layers"
     parameters = dict(module.named_parameters())
-    return set(parameters) in ({"weight"}, {"weight", "bias"}) and all(
-        parameter.requires_grad and owners[id(parameter)] == 1 for parameter in parameters.values()
-    )
+    if set(parameters) not in ({"weight"}, {"weight", "bias"}):
+        return "its weights are computed from other parameters"
+    if any(owners[id(parameter)] > 1 for parameter in parameters.values()):
+        return "its weights are used elsewhere, too"
+    if not all(parameter.requires_grad for parameter in parameters.values()):
+        return "it is frozen in part"
+    return ""
+
+
+def _reason_of_calls(by_row: list[bool]) -> str:
+    if not by_row:
+        return "its weights are used without a call of it"
+    if len(by_row) != len(PROBE_ROWS):
+        return "it does not run just once"
+    return "" if all(by_row) else "it does not take one tensor with one row a sample"
 
 
 def _calls(stage: nn.Module, inner: Iterable[nn.Module], x: Tensor) -> dict[nn.Module, list[bool]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 from dataclasses import dataclass
 
 import torch
@@ -10,7 +11,14 @@ from torch import Tensor, fx, nn
 
 from featprop_sklearn.networks.functional import Reshape, layer_of_call
 
-__all__ = ["Segment", "has_rows", "trace_segments"]
+__all__ = ["CannotOpenError", "Segment", "has_rows", "trace_segments"]
+
+#: characters of torch.fx's own reason that are worth repeating
+REASON_LENGTH = 120
+
+
+class CannotOpenError(Exception):
+    """A module has to stay one stage; the message ends a sentence that begins with it."""
 
 
 @dataclass(frozen=True)
@@ -51,33 +59,60 @@ def has_rows(value: object, count: int) -> bool:
     return isinstance(value, Tensor) and value.ndim >= 1 and value.shape[0] == count
 
 
-def trace_segments(module: nn.Module, x: Tensor) -> list[Segment] | None:
+def trace_segments(module: nn.Module, x: Tensor) -> list[Segment]:
     """Cut a module's ``forward`` at its single-tensor points.
 
     Parameters
     ----------
     module : nn.Module
-        In eval mode; one tensor in, one tensor out.
+        In eval mode; one tensor in (what else its forward takes is optional), one tensor out.
     x : Tensor
         Example input, at least two rows.
 
     Returns
     -------
-    list of Segment or None
-        None where ``torch.fx`` cannot follow the forward.
+    list of Segment
+        At least one.
+
+    Raises
+    ------
+    CannotOpenError
+        If ``torch.fx`` cannot follow the forward, or finds no such point inside.
     """
     try:
-        # a copy, because some forwards keep their features as attributes
-        traced = fx.GraphModule(module, _OneLevel().trace(copy.copy(module)))
+        traced = fx.GraphModule(module, _OneLevel().trace(_one_argument(module)))
         values, first = _values(traced, x), _values(traced, x[:1])
-    except Exception:  # torch.fx raises nearly anything on a forward that it cannot follow
-        return None
+    except Exception as error:  # torch.fx raises nearly anything on what it cannot follow
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        if len(reason) > REASON_LENGTH:
+            reason = reason[:REASON_LENGTH].rsplit(" ", 1)[0] + " ..."
+        raise CannotOpenError(f"torch.fx cannot follow its forward ({reason})") from error
     # a dimension that follows the number of rows is the batch; one as long by chance is not
     points = {
         node for node in values if has_rows(values[node], len(x)) and has_rows(first[node], 1)
     }
     _free_reshapes_from_batch_size(traced, values, points)
-    return _segments(traced, values, points)
+    segments = _segments(traced, values, points)
+    if not segments or (len(segments) == 1 and segments[0].child is None):
+        raise CannotOpenError(
+            "nowhere inside it is one tensor, one row a sample, all that is passed on"
+        )
+    return segments
+
+
+def _one_argument(module: nn.Module) -> nn.Module:
+    """Copy a module, because some keep features; its forward takes the input alone.
+
+    ``torch.fx`` would make an input of every optional argument as well.
+    """
+    twin = copy.copy(module)
+    kind = type(twin)
+    forward = kind.forward
+    _, *taken = inspect.signature(forward).parameters.values()
+    if len(taken) != 1 or taken[0].kind is inspect.Parameter.VAR_POSITIONAL:
+        methods = {"forward": lambda self, x: forward(self, x)}
+        twin.__class__ = type(kind.__name__, (kind,), methods)
+    return twin
 
 
 def _values(traced: fx.GraphModule, x: Tensor) -> dict[fx.Node, object]:
@@ -112,13 +147,11 @@ def _free_reshapes_from_batch_size(
 
 def _segments(
     traced: fx.GraphModule, values: dict[fx.Node, object], points: set[fx.Node]
-) -> list[Segment] | None:
+) -> list[Segment]:
     nodes = list(traced.graph.nodes)
-    starts = [n for n in nodes if n.op == "placeholder"]
-    end = nodes[-1].args[0]
-    if len(starts) != 1 or not isinstance(end, fx.Node) or end is starts[0]:
-        return None
-    start = starts[0]
+    start, end = nodes[0], nodes[-1].args[0]
+    if not isinstance(end, fx.Node) or end is start:
+        return []
     steps = [n for n in nodes if n.op not in ("placeholder", "get_attr", "output")]
     last_use = {
         source: position for position, step in enumerate(steps) for source in step.all_input_nodes
@@ -144,17 +177,33 @@ def _segment(
 ) -> Segment:
     last = nodes[-1]
     if len(nodes) == 1 and last.all_input_nodes == [source]:
-        if last.op == "call_module" and last.args == (source,) and not last.kwargs:
+        if last.op == "call_module":
             path = str(last.target)
             name = last.meta.get("written_as")
             child = traced.get_submodule(path)
-            return Segment(name, child) if name else Segment(path, child, child=path)
+            if _is_plain_call(last, source, child):
+                return Segment(name, child) if name else Segment(path, child, child=path)
         value, result = values[source], values[last]
         if last.op in ("call_function", "call_method") and last.args[:1] == (source,):
             layer = layer_of_call(last, value, result)  # type: ignore[arg-type]
             if layer is not None:
                 return Segment(last.name, layer.eval())
     return Segment(last.name, _composite(traced, source, nodes))
+
+
+def _is_plain_call(node: fx.Node, source: fx.Node, child: nn.Module) -> bool:
+    """Return whether the child gets the one tensor first, and its defaults for all else."""
+    if node.args == (source,) and not node.kwargs:
+        return True
+    try:
+        signature = inspect.signature(child.forward)
+        first, *others = signature.bind(*node.args, **node.kwargs).arguments.items()
+    except (TypeError, ValueError):  # compiled forwards have no signature
+        return False
+    parameters = signature.parameters
+    return first == (next(iter(parameters)), source) and all(
+        value is parameters[name].default for name, value in others
+    )
 
 
 def _composite(traced: fx.GraphModule, source: fx.Node, nodes: list[fx.Node]) -> fx.GraphModule:

@@ -10,15 +10,13 @@ from typing import Any
 
 import torch
 from sklearn.base import BaseEstimator, clone
-from torch import Tensor
 
-from featprop_sklearn.data import batches
 from featprop_sklearn.networks import Chain
 from featprop_sklearn.training.batch_norm import reestimate_batch_norm
 from featprop_sklearn.training.closed_form import ClosedFormTrainer
 from featprop_sklearn.training.component import Component, Labelled, TrainingResult
 from featprop_sklearn.training.gradient import GradientTrainer
-from featprop_sklearn.training.losses import task_losses
+from featprop_sklearn.training.judge import Judge
 
 __all__ = ["AutoTrainer"]
 
@@ -34,8 +32,6 @@ WHOLE_BATCH_STEPS = 100
 SHORT_TRIALS_FROM = 500
 #: and steps of a short trial, at most
 TRIAL_STEPS = 120
-#: standard errors by which held-out data must be against a step to stop it: short trials are noisy
-LENIENCY = 3.0
 
 
 class AutoTrainer(BaseEstimator):
@@ -220,13 +216,15 @@ class _Steps:
     def run_what_helps(self, own: Component) -> None:
         """Try the steps without the held-out rows, and finish on all rows what helped."""
         start = own.network().states()
-        judge = _Judge(own, self.batch_size)
+        assert own.validation is not None
+        whole = Chain((*own.stages, *own.after))
+        judge = Judge(whole, own.output_targets, own.validation, self.batch_size)
         self._batch_norm(own)
-        with_batch_norm = judge.accepts(own)
+        with_batch_norm = judge.accepts()
         swept = own.network().states() if with_batch_norm else start
         own.network().restore(swept)
         self._sweep(own, trial=True)
-        with_sweeps = judge.accepts(own)
+        with_sweeps = judge.accepts()
         swept = own.network().states() if with_sweeps else swept
         polish = self._choose_polish(own, judge, swept)
         everything = _with_all_rows(own)
@@ -241,15 +239,15 @@ class _Steps:
         if with_sweeps:
             self._sweep(everything)
 
-    def _choose_polish(self, own: Component, judge: _Judge, start: Any) -> GradientTrainer | None:
+    def _choose_polish(self, own: Component, judge: Judge, start: Any) -> GradientTrainer | None:
         best: GradientTrainer | None = None
         for polish in self.polishes:
-            if self._try_polish(own, polish, start) and judge.accepts(own, clearly=bool(best)):
+            if self._try_polish(own, polish, start) and judge.accepts(clearly=bool(best)):
                 best = polish
         if best is None and self.polishes:
             first = self.polishes[0]
             gentle = clone(first).set_params(lr=first.lr / 20, weight_decay=first.weight_decay / 10)
-            if self._try_polish(own, gentle, start) and judge.accepts(own):
+            if self._try_polish(own, gentle, start) and judge.accepts():
                 best = gentle
         return best
 
@@ -304,47 +302,6 @@ class _Steps:
         result.load_into(own.stages)
         self.interrupted = self.interrupted or result.interrupted
         self.history += [{**entry, "step": step, "trial": trial} for entry in result.history]
-
-
-class _Judge:
-    """Held-out errors of the best state so far, sample by sample."""
-
-    def __init__(self, own: Component, batch_size: int) -> None:
-        assert own.validation is not None
-        self.data = own.validation
-        self.weights = self.data.weights.double() / self.data.weights.double().sum()
-        self.batch_size = len(self.data) if batch_size == -1 else batch_size
-        self.best = self._errors(own)
-
-    def accepts(self, own: Component, *, clearly: bool = False) -> bool:
-        """Return whether a state is no worse than the best so far, and remember it if so.
-
-        Worse is a mean error greater by more than three standard errors of the difference,
-        ``clearly`` better one less by more than one.
-        """
-        errors = self._errors(own)
-        more = errors - self.best
-        mean = self.weights @ more
-        error = (self.weights.square() @ (more - mean).square()).sqrt()
-        accepted = bool(mean < -error if clearly else mean <= LENIENCY * error)  # NaN is not
-        if accepted:
-            self.best = errors
-        return accepted
-
-    @torch.no_grad()
-    def _errors(self, own: Component) -> Tensor:
-        """Error of each sample: 0 or 1 of a class, squared of a value."""
-        own.network().eval()
-        chain, targets = Chain((*own.stages, *own.after)), own.output_targets
-        parts = []
-        for rows in batches(len(self.data), self.batch_size):
-            part = self.data[rows]
-            output = chain(part.inputs)
-            if targets.task == "regression":
-                parts.append(task_losses(output, part.y, targets).double())
-            else:
-                parts.append((~targets.correct(output, part.y)).double())
-        return torch.cat(parts).nan_to_num(nan=torch.inf)
 
 
 def _with_all_rows(component: Component) -> Component:

@@ -13,7 +13,7 @@ from joblib import Parallel, delayed
 from sklearn.base import BaseEstimator
 
 from featprop_sklearn.data import batches
-from featprop_sklearn.networks import Chain, Site, affine_sites
+from featprop_sklearn.networks import Chain, Site, affine_sites, reasons_against
 from featprop_sklearn.output_targets import OutputTargets
 from featprop_sklearn.propagation import nearest_acceptable
 from featprop_sklearn.training.batch_norm import reestimate_batch_norm
@@ -146,7 +146,9 @@ class ClosedFormTrainer(BaseEstimator):
         Returns
         -------
         TrainingResult
-            The trained state and the history. Ctrl-C ends the training, not the program.
+            The trained state and the history: the layers ``refitted`` in each sweep, and before
+            the first what was ``not_refitted``, and why. Ctrl-C ends the training, not the
+            program.
         """
         self.check()
         follows = component.output_targets.multiple is not None
@@ -200,7 +202,11 @@ class ClosedFormTrainer(BaseEstimator):
             seen[site.name] = (base, sums)
             change = solve_ridge(sums, self.ridge)[0]
             add_to_weights(site.layer, base + change - present)
-        entry: dict[str, Any] = {"sweep": 1, "seconds": time.perf_counter() - started}
+        entry: dict[str, Any] = {
+            "sweep": 1,
+            "seconds": time.perf_counter() - started,
+            "refitted": sweeper.refitted,
+        }
         return TrainingResult(sweeper.network.states(), [{"split": component.split, **entry}])
 
 
@@ -231,14 +237,16 @@ class _Sweeper:
     def run(self, verbose: int = 0) -> tuple[float, bool]:
         """Sweep while it helps; return the loss of the state kept, and if it was interrupted."""
         states, loss = self.network.states(), self._loss()
-        self._note(0, loss, 0.0)
+        others = reasons_against(self.own.stages, self.own.data.inputs[:8])
+        self._note(0, loss, 0.0, refitted=[], not_refitted=others)
         try:
             states, loss = self._batch_norm(states, loss)
             for sweep in range(1, self.trainer.sweeps + 1):
                 started = time.perf_counter()
                 ridges = self._sweep(first=sweep == 1)
                 new = self._loss()
-                self._note(sweep, new, time.perf_counter() - started, ridge=ridges)
+                seconds = time.perf_counter() - started
+                self._note(sweep, new, seconds, refitted=self.refitted, ridge=ridges)
                 if verbose:
                     print(f"{self.own.split}: sweep {sweep}, loss {loss:.6g} -> {new:.6g}")
                 if not new < loss:
@@ -279,6 +287,11 @@ class _Sweeper:
         self._refit_head()
         return ridges
 
+    @property
+    def refitted(self) -> list[str]:
+        """Names of the layers that a sweep refits."""
+        return [site.name for site in self.sites]
+
     def sums(self, site: Site) -> GramSums:
         """Sum up what a layer gets and what it lacks, over all samples."""
         data = self.own.data
@@ -297,8 +310,8 @@ class _Sweeper:
         if len(self.own.after) or not self.sites:
             return None
         site = self.sites[-1]
-        _, outputs = site.read(self.chain, self.chain[: site.stage](self.own.data.inputs[:8]))
-        found = is_head(site, self.chain, outputs, self.own.output_targets)
+        x = self.chain[: site.stage](self.own.data.inputs[:8])
+        found = is_head(site, self.chain, x, self.own.output_targets)
         return site if found else None
 
     @torch.no_grad()
@@ -308,7 +321,10 @@ class _Sweeper:
         data = self.own.data
         before = self.chain[: self.head.stage]
         features = torch.cat(
-            [before(data.inputs[rows]) for rows in batches(len(data), self.batch_size)]
+            [
+                self.head.read(self.chain, before(data.inputs[rows]))[0]
+                for rows in batches(len(data), self.batch_size)
+            ]
         )
         layer: Any = self.head.layer
         refit_head(layer, features, data.y, data.weights, self.targets, self.trainer.C)

@@ -24,27 +24,34 @@ MODERATE = 4.0
 
 
 @torch.no_grad()
-def is_head(site: Site, chain: Chain, outputs: Tensor, output_targets: OutputTargets) -> bool:
+def is_head(site: Site, chain: Chain, x: Tensor, output_targets: OutputTargets) -> bool:
     """Return whether a layer's outputs are the logits, up to a constant a sample.
+
+    The network is run with other outputs put in the layer's place: they must come out as
+    logits, with nothing added that training can change.
 
     Parameters
     ----------
     site : Site
-        The last affine layer of the chain.
+        The last affine layer of the chain, in whichever stage.
     chain : Chain
-        The whole network from the site's stage on.
-    outputs : Tensor of shape (n_samples, n_outputs)
-        Some outputs of the layer, whose shape alone counts.
+        The whole network.
+    x : Tensor of shape (n_samples, ...)
+        Some inputs of the site's stage.
     output_targets : OutputTargets
         Task and head of the network.
     """
-    linear = isinstance(site.layer, nn.Linear) and chain[site.stage].module is site.layer
-    if output_targets.task == "regression" or not linear or outputs.ndim != 2:
+    if output_targets.task == "regression" or not isinstance(site.layer, nn.Linear):
+        return False
+    outputs = site.read(chain, x)[1]
+    if outputs.ndim != 2:
         return False
     places = torch.arange(outputs.numel(), dtype=outputs.dtype, device=outputs.device)
     outputs = MODERATE * places.sin().reshape(outputs.shape)
-    after = chain[site.stage + 1 :](outputs)
-    if after.shape != outputs.shape and after.numel() != len(outputs):
+    with torch.enable_grad():
+        after = site.tail(chain, x)(outputs, torch.arange(len(x), device=x.device))
+    # a branch past the layer may give zeros now, and something else once it is trained
+    if after.requires_grad or (after.shape != outputs.shape and after.numel() != len(outputs)):
         return False
     shift = output_targets.head.to_logits(after.reshape(outputs.shape)) - outputs
     if not output_targets.per_logit:

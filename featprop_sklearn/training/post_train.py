@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -16,6 +17,7 @@ from featprop_sklearn.training.auto import AutoTrainer
 from featprop_sklearn.training.closed_form import ClosedFormTrainer
 from featprop_sklearn.training.component import Component, Labelled, TrainingResult
 from featprop_sklearn.training.gradient import GradientTrainer
+from featprop_sklearn.training.judge import Judge
 
 __all__ = ["Trainer", "post_train"]
 
@@ -36,12 +38,14 @@ def post_train(
     n_jobs: int | None = None,
     verbose: int = 0,
     chunk: dict[str, dict[str, Any]] | None = None,
-) -> tuple[list[dict[str, Any]], bool]:
+) -> tuple[list[dict[str, Any]], bool, list[str]]:
     """Train the stages up to the last split, and give the chain the trained weights.
 
     Each component reads the present features at its input and is trained towards the
     targets at its output, with everything downstream as it is now: the components do
-    not see each other's training, so they can run in parallel.
+    not see each other's training, so they can run in parallel. Several may therefore not fit
+    together: in forward order, each is used unless the whole network is clearly worse with it,
+    on held-out data where there is some.
 
     Parameters
     ----------
@@ -77,6 +81,8 @@ def post_train(
         The entries of all components, in forward order.
     interrupted : bool
         Whether Ctrl-C ended the training early.
+    left_out : list of str
+        Splits whose components are as they were.
     """
     components = []
     start = 0
@@ -116,10 +122,19 @@ def post_train(
             )
             for component, seed in zip(components, seeds, strict=True)
         )
+    judge = None
+    if len(splits) > 1:
+        judge = Judge(chain, output_targets, validation or data, batch_size)
+    left_out = []
     for component, result in zip(components, results, strict=True):
+        before = [copy.deepcopy(stage.module.state_dict()) for stage in component.stages]
         result.load_into(component.stages)
+        if judge is not None and not judge.accepts():
+            left_out.append(component.split)
+            for stage, state in zip(component.stages, before, strict=True):
+                stage.module.load_state_dict(state)
     history = [entry for result in results for entry in result.history]
-    return history, any(result.interrupted for result in results)
+    return history, any(result.interrupted for result in results), left_out
 
 
 @torch.no_grad()

@@ -6,7 +6,7 @@ import polars as pl
 import pytest
 import torch
 from sklearn.base import BaseEstimator
-from torch.utils.data import TensorDataset
+from torch.utils.data import DataLoader, TensorDataset
 
 from featprop_sklearn.data import check_samples, shape_samples
 
@@ -97,6 +97,11 @@ def test_dataset():
         r"\(n_samples, \.\.\.\), for example by stacking its samples, chunk by chunk to partial_f",
     ):
         checked(TensorDataset(torch.from_numpy(ROWS)))
+
+
+def test_data_loader():
+    with pytest.raises(TypeError, match=r"X is a torch DataLoader \(DataLoader\); pass ar"):
+        checked(DataLoader(TensorDataset(torch.from_numpy(ROWS))))
 
 
 def test_shape_samples():

@@ -57,7 +57,7 @@ def test_the_grid_covers_every_value_once(part):
     assert {case.size for case in convolutions} == {16, 32, 64, 128, 256}
     assert {case.n_samples for case in convolutions} == {2, 64, 256}
     assert {case.kernel for case in convolutions} == {3, 5}
-    assert {case.damping for case in convolutions} == {0.0, 1e-3, "auto"}
+    assert {case.damping for case in convolutions} == {0.0, 1e-3, 1e-2, "auto"}
     assert {case.condition for case in convolutions} >= {None, 1.0, 1e2, 1e3, 1e5, 1e8}
     linear = {(case.outputs, case.inputs) for case in cases if case.is_linear}
     assert linear == {(128, 512), (512, 128), (1000, 4096)}

@@ -47,23 +47,38 @@ def mlp():
 
 
 def test_table_of_a_cnn():
-    columns = ["layer", "in_shape", "out_shape", "parameters", "split", "inversion"]
+    columns = ["layer", "in_shape", "out_shape", "parameters", "refitted", "split", "inversion"]
     image, closed, solved = (3, 6, 6), "closed form", "least squares"
     expected = pd.DataFrame(
         [
-            ("sub", "Composite", (1, 8, 8), (1, 8, 8), 0, False, "Gauss-Newton"),
-            ("mul", "Composite", (1, 8, 8), (1, 8, 8), 0, False, "Gauss-Newton"),
-            ("max_pool2d", "MaxPool2d", (1, 8, 8), (1, 8, 8), 0, False, closed),
-            ("stem.0", "Conv2d", (1, 8, 8), image, 30, True, solved),
-            ("stem.1", "ReLU", image, image, 0, True, closed),
-            ("block", "Block", image, image, 84, True, "Gauss-Newton"),
-            ("max_pool2d_1", "MaxPool2d", image, (3, 3, 3), 0, True, closed),
-            ("view", "Flatten", (3, 3, 3), (27,), 0, True, closed),
-            ("fc", "Linear", (27,), (5,), 140, True, solved),
+            ("sub", "Composite", (1, 8, 8), (1, 8, 8), 0, 0, False, "Gauss-Newton"),
+            ("mul", "Composite", (1, 8, 8), (1, 8, 8), 0, 0, False, "Gauss-Newton"),
+            ("max_pool2d", "MaxPool2d", (1, 8, 8), (1, 8, 8), 0, 0, False, closed),
+            ("stem.0", "Conv2d", (1, 8, 8), image, 30, 30, True, solved),
+            ("stem.1", "ReLU", image, image, 0, 0, True, closed),
+            ("block", "Block", image, image, 84, 84, True, "Gauss-Newton"),
+            ("max_pool2d_1", "MaxPool2d", image, (3, 3, 3), 0, 0, True, closed),
+            ("view", "Flatten", (3, 3, 3), (27,), 0, 0, True, closed),
+            ("fc", "Linear", (27,), (5,), 140, 140, True, solved),
         ],
         columns=["stage", *columns],
     ).set_index("stage")
     pd.testing.assert_frame_equal(describe(CNN(), IMAGES), expected)
+
+
+def test_the_table_tells_how_much_the_closed_form_refits():
+    class Recurrent(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.rnn, self.norm = nn.LSTM(4, 3, batch_first=True), nn.LayerNorm(3)
+            self.fc = nn.Linear(3, 2)
+
+        def forward(self, x):
+            return self.fc(self.norm(self.rnn(x)[0][:, -1]))
+
+    table = describe(Recurrent(), np.zeros((3, 5, 4)))
+    assert list(table["parameters"]) == [108, 0, 6, 8]
+    assert list(table["refitted"]) == [0, 0, 0, 8]
 
 
 def test_split_points_are_the_marked_stages():

@@ -119,6 +119,19 @@ def test_iterated_to_the_solution_of_least_norm(rows, columns, rank, condition, 
     assert relative_error(result, matrix, rhs, 0.0) <= 1e-8
 
 
+@pytest.mark.parametrize("shape", [(25, 25), (20, 30)])
+@pytest.mark.parametrize("condition", [1e5, 1e6])
+def test_wide_systems_lose_their_condition_and_not_its_square(shape, condition):
+    matrix = matrix_of(*shape, min(shape), condition, 0)
+    assert Exact.attempt(Dense(matrix, 0.0)) is None
+    prepared = Iterated(Dense(matrix, 0.0))
+    rhs = torch.randn(4, shape[0]).double()
+    result = prepared.solve(rhs)
+    assert result.converged
+    assert result.iterations <= 20
+    assert relative_error(result, matrix, rhs, 0.0) <= condition * 1e-14
+
+
 def test_only_the_smaller_side_is_factorised():
     for shape in ((6, 9), (9, 6)):
         equations = Dense(matrix_of(*shape, 4, 3, 0), 0.0)

@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+import threading
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from featprop_sklearn.networks import (
     Permute,
     Reshape,
     build_chain,
+    chain,
     is_layer,
     layers,
     open_sequential,
@@ -28,6 +30,7 @@ from tests.networks.cases import (
     OwnParameters,
     Permuted,
     Residual,
+    TimeFirst,
     ViewBySize,
 )
 
@@ -230,6 +233,105 @@ def test_declared_layers_are_not_opened(monkeypatch):
     assert [name for name, _ in open_sequential(network)] == ["0", "1"]
 
 
+class Optional(nn.Module):
+    """Arguments that nobody has to give, and children called by keyword."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.norm, self.b = nn.Linear(3, 4), nn.LayerNorm(4), nn.Linear(4, 2)
+
+    def forward(self, x, mask=None, *, features=False, **more):
+        h = self.norm(input=torch.relu(self.a(x)))
+        if mask is not None:
+            h = h * mask
+        return (self.b(h), h) if features else self.b(h)
+
+
+class Outer(nn.Module):
+    """Gives a child what it takes anyway, or something else."""
+
+    def __init__(self, **given):
+        super().__init__()
+        self.inner, self.given = Optional(), given
+
+    def forward(self, x):
+        return torch.tanh(self.inner(x=x, **self.given))
+
+
+class SecondArgument(nn.Module):
+    """The tensor is not what comes first."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner, self.fc = Backwards(), nn.Linear(3, 3)
+
+    def forward(self, x):
+        return self.inner(x=self.fc(x))
+
+
+class Backwards(nn.Module):
+    def forward(self, scale=None, x=None):
+        return x.flip(1) if scale is None else scale
+
+
+@pytest.mark.parametrize(
+    ("make", "names"),
+    [
+        (Optional, ["a", "relu", "norm", "b"]),
+        (Outer, ["inner.a", "inner.relu", "inner.norm", "inner.b", "tanh"]),
+        (
+            lambda: Outer(mask=None, features=False),
+            ["inner.a", "inner.relu", "inner.norm", "inner.b", "tanh"],
+        ),
+        (lambda: Outer(mask=2.0), ["inner", "tanh"]),
+        (SecondArgument, ["fc", "inner"]),
+    ],
+)
+def test_optional_arguments_and_keywords_are_no_obstacle(make, names):
+    network = private_copy(make().double())
+    chain = build_chain(network, normal(4, 3))
+    assert chain.names == names
+    x = normal(5, 3)
+    assert torch.equal(chain(x), network(x))
+    assert type(network) is type(make())
+    assert torch.equal(pickle.loads(pickle.dumps(chain))(x), network(x))
+
+
+def test_why_a_stage_is_closed_is_kept_with_it():
+    closed = {
+        name: chain_of(CASES[name])[1][-1].closed
+        for name in ("depends on data", "wrong trace", "layer")
+    }
+    assert closed["depends on data"].startswith("torch.fx cannot follow its forward (symbolic")
+    assert closed["wrong trace"] == "what torch.fx reads in its forward gives another output"
+    assert closed["layer"] == "it counts as one layer"
+    branching = chain_of(CASES["branches"])[1][1]
+    assert (branching.name, branching.closed) == (
+        "cat",
+        "more than one tensor is under way inside it",
+    )
+
+
+def test_why_a_sequential_stays_closed():
+    refuses = chain._open(CASES["refuses one row"].make().double().eval(), "", normal(3, 3))
+    assert [stage.closed for stage in refuses] == ["its part '1' refuses a single row"]
+    turned = nn.Sequential(nn.Linear(3, 3), TimeFirst()).double()
+    (stage,) = chain._open(turned, "", normal(4, 2, 3))
+    assert stage.closed == "its last part does not give one tensor with one row a sample"
+
+
+def test_long_reasons_are_cut():
+    class Talkative(nn.Module):
+        def forward(self, x):
+            if type(x) is not torch.Tensor:
+                raise RuntimeError("no " * 500)
+            return x * 1.0
+
+    closed = build_chain(Talkative(), normal(3, 2))[0].closed
+    assert closed.endswith("no ...)")
+    assert len(closed) < 200
+
+
 class TestPrivateCopy:
     def test_leaves_the_network_as_it_was(self):
         network = nn.Sequential(nn.Linear(3, 3), nn.ReLU(inplace=True), InPlaceClosed()).double()
@@ -279,7 +381,7 @@ class TestPrivateCopy:
 
     def test_what_cannot_be_copied(self):
         network = nn.Linear(2, 2)
-        network.last_feature = network(torch.ones(1, 2))
+        network.lock = threading.Lock()
         with pytest.raises(
             ValueError, match=r"module \(Linear\) cannot be copied with copy\.deepcopy: .*\. The "
         ):
@@ -299,8 +401,8 @@ class TestErrors:
     def test_tuple_returned(self):
         with pytest.raises(
             ValueError,
-            match=r"The network \(LSTM\) must return one tensor; it returned tuple\. Wrap it in "
-            "a module that returns the logits alone",
+            match=r"The network \(LSTM\) must return one tensor; it returned tuple, in which no .*"
+            r"\[0\] \(2, 5, 2\).*\. Wrap it in a module that returns the logits alone",
         ):
             build_chain(nn.LSTM(3, 2, batch_first=True), torch.zeros(2, 5, 3))
 

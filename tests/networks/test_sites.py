@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.nn.utils.parametrizations import weight_norm
 
-from featprop_sklearn.networks import affine_sites, build_chain
+from featprop_sklearn.networks import affine_sites, build_chain, reasons_against
 
 
 class Block(nn.Module):
@@ -270,6 +270,75 @@ def test_the_tail_answers_for_a_changed_layer_and_has_derivatives(name):
             site.layer.bias += change
             torch.testing.assert_close(moved, net(x))
             site.layer.bias -= change
+
+
+ELSEWHERE = "its weights are used elsewhere, too"
+COMPUTED = "its weights are computed from other parameters"
+NO_CALL = "its weights are used without a call of it"
+NO_ROWS = "it does not take one tensor with one row a sample"
+NOT_ONCE = "it does not run just once"
+
+
+class OnlyLargeBatches(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.fc, self.large = nn.Linear(4, 4), nn.Linear(4, 4)
+
+    def forward(self, x):
+        return self.fc(x) if len(x) < 3 else self.large(self.fc(x))
+
+
+@pytest.mark.parametrize(
+    ("make", "shape", "reasons"),
+    [
+        (NETWORKS["every kind of layer"][0], (1, 3, 3), {}),
+        (shared, (4,), {"0": ELSEWHERE, "2": ELSEWHERE}),
+        (tied, (4,), {"0": ELSEWHERE, "2": ELSEWHERE}),
+        (frozen, (4,), {"1": "it is frozen in part"}),  # the first layer has nothing to train
+        (
+            lambda: nn.Sequential(weight_norm(nn.Linear(4, 4)), nn.LayerNorm(4), nn.Linear(4, 2)),
+            (4,),
+            {"0": COMPUTED, "1": "LayerNorm is none of torch's affine layers"},
+        ),
+        (Twice, (4,), {"network.again": NOT_ONCE}),
+        (OnlyLargeBatches, (4,), {"network.large": NOT_ONCE}),
+        (TimeFirst, (3, 4), {"network.fc": NO_ROWS}),
+        (ByKeyword, (4,), {"network.named": NO_ROWS}),
+        (Functional, (4,), {"network.fc": NO_CALL}),
+        (
+            lambda: nn.Sequential(Masked(4, 4)),
+            (4,),
+            {"0": "Masked is none of torch's affine layers"},
+        ),
+        (
+            Attention,
+            (3, 4),
+            {
+                "add.attend": "MultiheadAttention is none of torch's affine layers",
+                "add.attend.out_proj": NO_CALL,
+            },
+        ),
+    ],
+)
+def test_why_other_layers_are_no_sites(make, shape, reasons):
+    net = make().double().eval()
+    x = torch.randn(5, *shape, dtype=torch.float64)
+    chain = build_chain(net, x)
+    assert reasons_against(chain, x) == reasons
+    assert not set(reasons) & {site.name for site in affine_sites(chain, x)}
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_everything_that_learns_is_a_site_or_has_a_reason(name):
+    net, chain, x, _ = build(name)
+    named = {
+        f"{stage.name}.{path}" if path else stage.name: module
+        for stage in chain
+        for path, module in stage.module.named_modules()
+    }
+    found = [site.name for site in affine_sites(chain, x)] + list(reasons_against(chain, x))
+    known = {id(p) for layer in found for p in named[layer].parameters()}
+    assert {id(p) for p in net.parameters() if p.requires_grad} <= known
 
 
 def test_hooks_are_removed_after_an_error():

@@ -111,3 +111,217 @@ def test_nothing_to_train():
         ValueError, match=r"module has no parameters, so there is nothing to train\. Pass a net"
     ):
         resolve_splits("auto", chain)
+
+
+# Paths of modules -------------------------------------------------------------------------
+
+
+class Block(nn.Module):
+    """As they are written: the last convolution's output is overwritten."""
+
+    def __init__(self, width):
+        super().__init__()
+        self.a, self.b = nn.Linear(width, width), nn.Linear(width, width)
+        self.act = nn.ReLU(inplace=True)
+
+    def forward(self, x):
+        out = self.b(torch.relu(self.a(x)))
+        out += x
+        return self.act(out)
+
+
+class Normed(nn.Module):
+    """A composite stage that ends in a module, which ends in another one."""
+
+    def __init__(self, width):
+        super().__init__()
+        self.gate = nn.Linear(width, width)
+        self.out = nn.Sequential(nn.Linear(width, width), nn.Dropout())
+
+    def forward(self, x):
+        return self.out((x, self.gate(x))[1] * x)
+
+
+class Blocks(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Linear(4, 4)
+        self.layer1 = nn.Sequential(Block(4), Block(4))
+        self.layer2 = nn.Sequential(Block(4))
+        self.normed = Normed(4)
+        self.unused = nn.Linear(4, 4)
+        self.head = nn.Linear(4, 3)
+
+    def forward(self, x):
+        x = self.layer2(self.layer1(self.stem(x)))
+        return self.head(self.normed(x))
+
+
+class Branching(nn.Module):
+    """The trace ends at the condition."""
+
+    def __init__(self):
+        super().__init__()
+        self.body = nn.Sequential(nn.Linear(4, 4), nn.Tanh())
+        self.head = nn.Linear(4, 3)
+
+    def forward(self, x):
+        x = self.body(x)
+        if x.sum() > 1e9:
+            x = -x
+        return self.head(x)
+
+
+class Reused(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.loop = nn.Sequential(nn.Linear(4, 4), nn.Tanh())
+        self.alias = self.loop
+
+    def forward(self, x):
+        return self.loop(self.loop(x))
+
+
+class TwiceInside(nn.Module):
+    """The same module makes the output, and something before."""
+
+    def __init__(self):
+        super().__init__()
+        self.fc = nn.Linear(4, 4)
+
+    def forward(self, x):
+        return self.fc(self.fc(x)) if x.sum() < 1e9 else x
+
+
+class Summed(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.fc = nn.Linear(4, 4)
+
+    def forward(self, x):
+        return x + self.fc(x)
+
+
+class Recurrent(nn.Module):
+    """Its first part returns a sequence, and states beside it."""
+
+    def __init__(self):
+        super().__init__()
+        self.rows = nn.Unflatten(1, (2, 2))
+        self.rnn, self.states = (nn.LSTM(2, 2, batch_first=True) for _ in range(2))
+        self.head = nn.Linear(2, 3)
+
+    def forward(self, x):
+        sequence, _ = self.rnn(self.rows(x))
+        _, (state, _) = self.states(sequence)
+        return self.head(state[-1])
+
+
+def chain_of(make):
+    return build_chain(private_copy(make()), torch.randn(3, 4))
+
+
+@pytest.mark.parametrize(
+    ("make", "path", "name"),
+    [
+        (Blocks, "layer1", "layer1.1.act"),
+        (Blocks, "layer1.0", "layer1.0.act"),
+        (Blocks, "layer2", "layer2.0.act"),
+        (Blocks, "layer2.0.act", "layer2.0.act"),
+        (Blocks, ["head", "layer1"], ["layer1.1.act", "head"]),
+        (Blocks, "normed.out", "normed.out.1"),
+        (lambda: nn.Sequential(nn.Linear(4, 4), Branching()), "1.head", "1"),
+        (Branching, "head", "network"),
+        (Recurrent, "rnn", "getitem"),
+        (Reused, "loop", "loop.1"),
+        (Reused, "alias", "loop.1"),
+        (lambda: nn.Sequential(nn.Sequential(nn.Sequential(nn.Linear(4, 4)))), "0.0", "0.0.0"),
+    ],
+)
+def test_a_module_path_is_the_stage_that_it_ends_at(make, path, name):
+    assert resolve_splits(path, chain_of(make)) == ([name] if isinstance(name, str) else name)
+
+
+@pytest.mark.parametrize("make", [Blocks, Branching, Reused, TwiceInside])
+def test_the_output_of_the_module_is_the_feature_at_the_stage(make):
+    net, x = private_copy(make().double()), torch.randn(3, 4, dtype=torch.float64)
+    chain = build_chain(net, x)
+    seen = {}
+    for path, module in net.named_modules():
+        module.register_forward_hook(
+            lambda _, args, out, path=path: seen.setdefault(path, out.clone())
+        )
+    net(x)
+    features = dict(zip(chain.names, chain.features(x), strict=True))
+    ends = [(path, stage.name) for stage in chain for path in stage.ends]
+    assert len(ends) >= (0 if make is TwiceInside else 1)
+    for path, name in ends:
+        if path in seen:  # not the second name of a module
+            torch.testing.assert_close(features[name], seen[path])
+    assert not any(
+        "layer" in path and path.endswith(".b") for path, _ in ends
+    )  # what is overwritten is no output
+
+
+@pytest.mark.parametrize(
+    ("make", "path", "text"),
+    [
+        (
+            Blocks,
+            "layer2.0.b",
+            r"split='layer2\.0\.b' lies inside stage 'layer2\.0\.add', which is not "
+            r"opened: more than one tensor is under way inside it\. Nearest split points: "
+            r"'layer1\.1\.act' before it, 'layer2\.0\.add' after it\. All: \['stem', ",
+        ),
+        (
+            Branching,
+            "body.1",
+            r"split='body\.1' lies inside stage 'network', which is not opened: "
+            r"torch\.fx cannot follow its forward \(symbolically traced variables cannot be used "
+            r"as inputs to control flow\)\. To set targets inside it, pass the network as an "
+            r"nn\.Sequential of modules that each take and return one tensor\. Nearest split "
+            r"points: 'network' after it\.",
+        ),
+        (
+            Branching,
+            "bdy",
+            r"is not a split point of this network\. All: \['network'\]\. The network stays one "
+            r"stage: torch\.fx cannot follow its forward \(sym.*\)\. To set targets in",
+        ),
+        (
+            TwiceInside,
+            "fc",
+            r"split='fc' lies inside stage 'network', which is not opened: torch\.fx cannot follow",
+        ),
+        (
+            Summed,
+            "fc",
+            r"split='fc' lies inside stage 'network', which is not opened: nowhere inside it is "
+            r"one tensor, one row a sample, all that is passed on\. To set targets inside it, pass",
+        ),
+        (
+            lambda: nn.Sequential(
+                nn.Unflatten(1, (2, 2)), nn.TransformerEncoderLayer(2, 1, 4, batch_first=True)
+            ),
+            "1.linear1",
+            r"lies inside stage '1', which is not opened: it counts as "
+            r"one layer\. Nearest split points: '1' after it",
+        ),
+        (
+            Recurrent,
+            "states",
+            r"'states' lies inside stage 'getitem_6', which .* points: 'getitem' before it, '",
+        ),
+        (Blocks, "layer_2", r"is not a split point of this network\. Did you mean 'layer2'"),
+        (Blocks, "unused", r"split='unused' is not a split point of this network\."),
+    ],
+)
+def test_what_is_said_of_other_paths(make, path, text):
+    with pytest.raises(ValueError, match=text):
+        resolve_splits(path, chain_of(make))
+
+
+def test_a_path_before_everything_that_learns():
+    net = nn.Sequential(nn.Sequential(nn.Flatten(), nn.ReLU()), nn.Linear(4, 2))
+    with pytest.raises(ValueError, match=r"split='0' has nothing to train before it: .* is '1'"):
+        resolve_splits("0", build_chain(net, torch.zeros(2, 4)))

@@ -12,7 +12,9 @@ from featprop_sklearn.networks import layers
 DOCS = Path(__file__).parents[2] / "docs"
 
 
-@pytest.mark.parametrize("page", ["add_a_layer.rst", "add_a_solver.rst", "post_training.rst"])
+@pytest.mark.parametrize(
+    "page", ["add_a_layer.rst", "add_a_solver.rst", "networks.rst", "post_training.rst"]
+)
 def test_page_runs(page, monkeypatch):
     monkeypatch.setattr(registry, "_FACTORIES", dict(registry._FACTORIES))
     monkeypatch.setattr(layers, "_TREATED_AS_LAYERS", set(layers._TREATED_AS_LAYERS))

@@ -93,7 +93,7 @@ def test_a_polish_that_harms_is_replaced_by_a_gentle_one(digits, network):
 
 def test_a_network_that_everything_would_harm_is_left_alone(digits, network, monkeypatch):
     X, X_test, y, _ = digits
-    monkeypatch.setattr(auto_module._Judge, "accepts", lambda *_, **__: False)
+    monkeypatch.setattr(auto_module.Judge, "accepts", lambda *_, **__: False)
     classifier = FeatureBackpropClassifier(network, random_state=0).fit(X, y)
     expected = network(torch.from_numpy(X_test)).detach().numpy()
     np.testing.assert_array_equal(classifier.decision_function(X_test), expected)

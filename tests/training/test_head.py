@@ -202,13 +202,104 @@ def test_the_head_is_a_linear_layer_whose_outputs_are_the_logits(
     chain = build_chain(net, x)
     site = affine_sites(chain, x)[-1]
     assert site.layer is net[2]
-    outputs = net[:3](x)
-    assert is_head(site, chain, outputs, targets) is expected
-    assert is_head(site, chain, outputs * 0, targets) is expected
-    assert not is_head(site, chain, outputs[:, :, None], targets)
+    assert is_head(site, chain, net[:2](x), targets) is expected
+    assert is_head(site, chain, net[:2](x) * 0, targets) is expected
 
 
-def test_a_convolution_or_a_nested_layer_is_no_head():
+def test_outputs_with_more_axes_and_convolutions_are_no_head():
+    sequence = torch.randn(5, 2, 4)
+    chain = build_chain(nn.Sequential(nn.Linear(4, 3)).eval(), sequence)
+    site = affine_sites(chain, sequence)[-1]
+    assert not is_head(site, chain, sequence, OutputTargets("multiclass"))
+
+    image = torch.randn(5, 2, 3, 3)
+    chain = build_chain(nn.Sequential(nn.Conv2d(2, 3, 3), nn.Flatten()).eval(), image)
+    site = affine_sites(chain, image)[-1]
+    assert not is_head(site, chain, image, OutputTargets("multiclass"))
+
+
+# Inside a composite stage
+
+
+class Closed(nn.Module):
+    """torch.fx cannot follow it; what comes after the last layer is given."""
+
+    def __init__(self, after, width=3):
+        super().__init__()
+        self.body, self.head, self.skip = nn.Linear(4, 6), nn.Linear(6, width), nn.Linear(4, width)
+        self.scale = nn.Parameter(torch.ones(()))
+        self.register_buffer("fixed", torch.arange(float(width)))
+        self.after = after
+
+    def forward(self, x):
+        if x.sum() > 1e9:
+            return x
+        beside = self.skip(x)
+        return self.after(self, x, beside, self.head(torch.relu(self.body(x))))
+
+
+def untrained(net):
+    nn.init.zeros_(net.skip.weight)
+    nn.init.zeros_(net.skip.bias)
+    return net
+
+
+def frozen(net):
+    net.skip.requires_grad_(False)
+    return untrained(net)
+
+
+MULTICLASS, BINARY = OutputTargets("multiclass"), OutputTargets("binary")
+
+
+@pytest.mark.parametrize(
+    ("after", "prepare", "targets", "expected"),
+    [
+        (lambda net, x, beside, out: out, None, MULTICLASS, True),
+        (
+            lambda net, x, beside, out: out.clone().reshape(-1, 3).contiguous(),
+            None,
+            MULTICLASS,
+            True,
+        ),
+        (
+            lambda net, x, beside, out: out.softmax(1),
+            None,
+            OutputTargets("multiclass", head=SOFT),
+            True,
+        ),
+        (lambda net, x, beside, out: out + x.sum(1, keepdim=True), None, MULTICLASS, True),
+        (lambda net, x, beside, out: out[:, 0], None, BINARY, True),
+        (lambda net, x, beside, out: out + beside, frozen, MULTICLASS, True),
+        # what follows is more than the shape
+        (lambda net, x, beside, out: out.relu(), None, MULTICLASS, False),
+        (lambda net, x, beside, out: 2 * out, None, MULTICLASS, False),
+        (lambda net, x, beside, out: out.flip(1), None, MULTICLASS, False),
+        (lambda net, x, beside, out: out.flip(0), None, MULTICLASS, False),
+        (lambda net, x, beside, out: out + net.fixed, None, MULTICLASS, False),
+        (lambda net, x, beside, out: out + x[:, :3], None, MULTICLASS, False),
+        (lambda net, x, beside, out: out - out.mean(0), None, MULTICLASS, False),
+        (lambda net, x, beside, out: torch.stack([out, out], 2), None, MULTICLASS, False),
+        (lambda net, x, beside, out: beside, None, MULTICLASS, False),
+        # a branch of zeros that training would fill
+        (lambda net, x, beside, out: out + beside, untrained, MULTICLASS, False),
+        (lambda net, x, beside, out: out * net.scale, None, MULTICLASS, False),
+        (lambda net, x, beside, out: out, None, OutputTargets("regression"), False),
+    ],
+)
+def test_the_head_may_lie_inside_a_composite_stage(after, prepare, targets, expected):
+    net = Closed(after, 1 if targets is BINARY else 3).eval()
+    if prepare:
+        prepare(net)
+    x = torch.randn(8, 4)
+    chain = build_chain(net, x)
+    assert chain.names == ["network"]
+    site = affine_sites(chain, x)[-1]
+    assert site.name == "network.head"
+    assert is_head(site, chain, x, targets) is expected
+
+
+def test_a_layer_beside_a_shortcut_is_no_head():
     class Shortcut(nn.Module):
         def __init__(self):
             super().__init__()
@@ -221,9 +312,4 @@ def test_a_convolution_or_a_nested_layer_is_no_head():
     chain = build_chain(nn.Sequential(nn.Linear(4, 4), Shortcut()).eval(), x)
     site = affine_sites(chain, x)[-1]
     assert site.name == "1.inner"
-    assert not is_head(site, chain, chain(x), OutputTargets("multiclass"))
-
-    image = torch.randn(5, 2, 3, 3)
-    chain = build_chain(nn.Sequential(nn.Conv2d(2, 3, 3), nn.Flatten()).eval(), image)
-    site = affine_sites(chain, image)[-1]
-    assert not is_head(site, chain, chain[:1](image), OutputTargets("multiclass"))
+    assert not is_head(site, chain, chain[:1](x), OutputTargets("multiclass"))
