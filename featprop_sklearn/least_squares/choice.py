@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from math import inf, isfinite
+from numbers import Real
 
 from torch import Tensor
 
@@ -54,6 +55,7 @@ class AutoSolver(Solver):
         dict of str to Cost
             By ascending time.
         """
+        self._check_limits()
         costs = {}
         for name in SOLVERS:
             solver = self._solver(name)
@@ -86,6 +88,16 @@ class AutoSolver(Solver):
             prepared = None
             prepared = self._solver(chosen).prepare(linear_map, damping)
         return _Chosen(prepared, self._reason(chosen, costs))
+
+    def _check_limits(self) -> None:
+        for name in ("max_bytes", "n_samples"):
+            value = getattr(self, name)
+            number = isinstance(value, Real) and not isinstance(value, bool)
+            if not (number and value >= 0):
+                raise ValueError(
+                    f"{name} of AutoSolver must be a number >= 0; got {value!r}. Use for example "
+                    "max_bytes=2**30 for 1 GiB, n_samples=1000."
+                )
 
     def _within(self, costs: dict[str, Cost]) -> list[str]:
         within = [name for name, cost in costs.items() if cost.n_bytes <= self.max_bytes]

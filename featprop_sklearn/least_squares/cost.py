@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from math import inf
 
-__all__ = ["FLOPS", "Cost"]
+__all__ = ["FLOPS", "Cost", "readable_bytes"]
 
 #: measured: float64 operations of a large matrix product in a second, on one core
 FLOPS = 4e10
@@ -36,5 +36,12 @@ class Cost:
     def __str__(self) -> str:
         return (
             f"{self.set_up:.2g} s once, {1000 * self.per_sample:.2g} ms a sample, "
-            f"{self.n_bytes / 2**20:.0f} MiB"
+            f"{readable_bytes(self.n_bytes)}"
         )
+
+
+def readable_bytes(n_bytes: float) -> str:
+    """Write a size for people."""
+    if n_bytes >= 2**30:
+        return f"{n_bytes / 2**30:.1f} GiB"
+    return f"{n_bytes / 2**20:.3g} MiB"

@@ -151,6 +151,8 @@ def get_solver(solver: str | Solver) -> Solver:
         near = difflib.get_close_matches(str(solver), SOLVERS, n=2, cutoff=0.5)
         hint = f"Did you mean {' or '.join(map(repr, near))}? " if near else ""
         known = ", ".join(map(repr, SOLVERS))
+        if isinstance(solver, type):
+            hint = f"Pass an instance, {solver.__name__}(). "
         raise ValueError(
             f"solver must be one of {known}, or a Solver; got {solver!r}. {hint}".rstrip()
         )

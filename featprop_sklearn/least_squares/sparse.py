@@ -16,7 +16,7 @@ from scipy import sparse
 from torch import Tensor
 
 from featprop_sklearn.least_squares.convolution_map import ConvolutionMap
-from featprop_sklearn.least_squares.cost import Cost
+from featprop_sklearn.least_squares.cost import Cost, readable_bytes
 from featprop_sklearn.least_squares.linear_map import LinearMap
 from featprop_sklearn.least_squares.nested_dissection import Coupling, Front, front_sizes, fronts
 from featprop_sklearn.least_squares.normal_equations import Exact, Iterated, NormalEquations
@@ -99,8 +99,8 @@ class SparseSolver(Solver):
         if n_bytes > self.max_bytes:
             raise ValueError(
                 f"solver='sparse' factorises the Gram matrix of the {type(linear_map).__name__}, "
-                f"here of {min(linear_map.shape)} unknowns, which takes {n_bytes / 2**30:.1f} GiB, "
-                f"more than {self.max_bytes / 2**30:.1f} GiB. Use solver='auto' or solver='torch'."
+                f"here of {min(linear_map.shape)} unknowns, which takes {readable_bytes(n_bytes)}, "
+                f"more than {readable_bytes(self.max_bytes)}. Use solver='auto' or solver='torch'."
             )
         return found
 

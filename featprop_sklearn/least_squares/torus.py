@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from featprop_sklearn.least_squares.convolution_map import ConvolutionMap
-from featprop_sklearn.least_squares.cost import FLOPS, Cost
+from featprop_sklearn.least_squares.cost import FLOPS, Cost, readable_bytes
 from featprop_sklearn.least_squares.linear_map import LinearMap
 from featprop_sklearn.least_squares.normal_equations import (
     SHIFT,
@@ -88,8 +88,8 @@ class TorusSolver(Solver):
         if torus.bytes_needed > self.max_bytes:
             raise ValueError(
                 "solver='torus' factorises a system of the perimeter of the convolution: here "
-                f"{torus.frame_size} unknowns, {torus.bytes_needed / 2**30:.1f} GiB in all, more "
-                f"than {self.max_bytes / 2**30:.1f} GiB. Use solver='auto' or solver='torch'."
+                f"{torus.frame_size} unknowns, {readable_bytes(torus.bytes_needed)} in all, more "
+                f"than {readable_bytes(self.max_bytes)}. Use solver='auto' or solver='torch'."
             )
         return torus
 

@@ -147,6 +147,18 @@ def test_where_the_cheapest_has_to_iterate_the_next_is_tried(monkeypatch, costs,
     assert prepared == tried
 
 
+@pytest.mark.parametrize("limits", [{"max_bytes": "1 GB"}, {"max_bytes": -1}, {"n_samples": None}])
+def test_limits_are_numbers(limits):
+    (name,) = limits
+    with pytest.raises(ValueError, match=f"{name} of AutoSolver must be a number >= 0; got"):
+        AutoSolver(**limits).choose(MatrixMap(torch.randn(3, 4)), 0.0)
+
+
+def test_a_class_is_not_a_solver():
+    with pytest.raises(ValueError, match=r"Pass an instance, AutoSolver\(\)"):
+        LayerInverter(nn.Linear(6, 3), solver=AutoSolver).fit(torch.randn(5, 6).numpy())
+
+
 def test_a_solver_with_its_settings_serves_a_layer():
     X = torch.randn(5, 6).numpy()
     inverter = LayerInverter(nn.Linear(6, 3), solver=AutoSolver(max_bytes=2**20)).fit(X)
