@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import copy
 import inspect
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
@@ -80,7 +83,8 @@ def trace_segments(module: nn.Module, x: Tensor) -> list[Segment]:
         If ``torch.fx`` cannot follow the forward, or finds no such point inside.
     """
     try:
-        traced = fx.GraphModule(module, _OneLevel().trace(_one_argument(module)))
+        with _rows_counted_by_len(type(module).forward):
+            traced = fx.GraphModule(module, _OneLevel().trace(_one_argument(module)))
         values, first = _values(traced, x), _values(traced, x[:1])
     except Exception as error:  # torch.fx raises nearly anything on what it cannot follow
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
@@ -113,6 +117,23 @@ def _one_argument(module: nn.Module) -> nn.Module:
         methods = {"forward": lambda self, x: forward(self, x)}
         twin.__class__ = type(kind.__name__, (kind,), methods)
     return twin
+
+
+@contextmanager
+def _rows_counted_by_len(forward: Any) -> Iterator[None]:
+    """Let ``len(x)`` in a forward be followed, as ``x.shape[0]`` is."""
+    names = getattr(forward, "__globals__", {})
+    missing = object()
+    own = names.get("len", missing)
+    plain = len if own is missing else own
+    names["len"] = lambda value: value.shape[0] if isinstance(value, fx.Proxy) else plain(value)
+    try:
+        yield
+    finally:
+        if own is missing:
+            del names["len"]
+        else:
+            names["len"] = own
 
 
 def _values(traced: fx.GraphModule, x: Tensor) -> dict[fx.Node, object]:

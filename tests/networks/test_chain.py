@@ -436,3 +436,23 @@ def test_sequential_opens_without_data():
     assert [name for name, _ in open_sequential(network)] == CASES["nested Sequential"].names
     layer = nn.ReLU()
     assert open_sequential(layer) == [("network", layer)]
+
+
+def test_rows_may_be_counted_by_len():
+    class Token(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.token = nn.Parameter(torch.randn(1, 3))
+            self.first, self.second = nn.Linear(3, 3), nn.Linear(3, 2)
+
+        def forward(self, x):
+            x = torch.stack([self.token.expand(len(x), -1), self.first(x)], dim=1)
+            return self.second(x).reshape(len(x), 2 * len([1, 2]))
+
+    x = torch.randn(5, 3)
+    module = Token().eval()
+    chain = build_chain(module, x)
+    assert len(chain) > 1
+    torch.testing.assert_close(chain(x), module(x))
+    torch.testing.assert_close(pickle.loads(pickle.dumps(chain))(x[:2]), module(x[:2]))
+    assert "len" not in Token.forward.__globals__
