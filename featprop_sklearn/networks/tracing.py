@@ -121,12 +121,16 @@ def _one_argument(module: nn.Module) -> nn.Module:
 
 @contextmanager
 def _rows_counted_by_len(forward: Any) -> Iterator[None]:
-    """Let ``len(x)`` in a forward be followed, as ``x.shape[0]`` is."""
+    """Let ``len(x)`` in a forward be followed, as ``x.size(0)`` is."""
     names = getattr(forward, "__globals__", {})
     missing = object()
     own = names.get("len", missing)
     plain = len if own is missing else own
-    names["len"] = lambda value: value.shape[0] if isinstance(value, fx.Proxy) else plain(value)
+
+    def rows(value: Any) -> Any:
+        return value.size(0) if isinstance(value, fx.Proxy) else plain(value)
+
+    names["len"] = rows
     try:
         yield
     finally:
