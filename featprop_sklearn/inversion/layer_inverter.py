@@ -16,6 +16,7 @@ from sklearn.utils.validation import check_array, check_is_fitted
 from torch import Tensor, nn
 
 from featprop_sklearn.data import (
+    batches,
     check_samples,
     module_device,
     module_dtype,
@@ -201,11 +202,12 @@ class LayerInverter(
         """Invert some rows at a time: float64 copies of all of them need not fit in memory."""
         per_row = 8 * (prod(self.in_shape_) + prod(self.out_shape_))
         rows = max(1, BYTES_AT_A_TIME // max(per_row, 1))
-        parts = [
-            self._invert_rows(wanted[start : start + rows], references[start : start + rows])
-            for start in range(0, len(wanted), rows)
-        ]
-        return join_results(parts)
+        return join_results(
+            [
+                self._invert_rows(wanted[part], references[part])
+                for part in batches(len(wanted), rows)
+            ]
+        )
 
     def _invert_rows(self, wanted: NDArray, references: NDArray) -> SolveResult:
         """Invert the rows whose wanted output is not met already."""

@@ -19,10 +19,8 @@ from featprop_sklearn.least_squares.result import SolveResult
 from featprop_sklearn.least_squares.rows import as_rows
 from featprop_sklearn.least_squares.solver import PreparedSolver
 
-__all__ = ["SHIFT", "Exact", "Factor", "Iterated", "NormalEquations"]
+__all__ = ["Exact", "Factor", "Iterated", "NormalEquations"]
 
-#: share of σ_max below which a symbol counts as singular
-SHIFT = 1e-4
 #: shares of σ_max that are added to what is singular, or nearly: the less, the fewer iterations
 SHIFTS = (1e-6, 1e-5, 1e-4)
 #: relative residual of the normal equations that counts as exact, and as solved

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cached_property
 from math import prod
 
 import torch
@@ -11,7 +12,6 @@ from featprop_sklearn.least_squares.convolution_map import ConvolutionMap
 from featprop_sklearn.least_squares.cost import FLOPS, Cost, readable_bytes
 from featprop_sklearn.least_squares.linear_map import LinearMap
 from featprop_sklearn.least_squares.normal_equations import (
-    SHIFT,
     Exact,
     Factor,
     Iterated,
@@ -24,6 +24,9 @@ from featprop_sklearn.least_squares.torus_regions import Region
 from featprop_sklearn.least_squares.torus_size import seconds_of_transforms
 
 __all__ = ["TorusSolver"]
+
+#: share of σ_max below which a symbol counts as singular
+SHIFT = 1e-4
 
 #: measured: seconds for the calls of a set-up, for an entry of a symbol and each of its channels,
 #: for an entry of the frame's matrix
@@ -40,7 +43,7 @@ class TorusSolver(Solver):
     the torus adds lies on its frame, and is set right by one real system of the size of the
     perimeter, factorised once (:class:`TorusGram`). Exact for any λ. Where λ = 0 and the
     symbol of the convolution is singular or nearly so, the same with a little damping
-    preconditions conjugate gradients on the normal equations, whose residual is verified.
+    preconditions conjugate gradients, whose residual is verified (:class:`Iterated`).
 
     Parameters
     ----------
@@ -132,15 +135,20 @@ class _OnTorus(NormalEquations):
 
     def norm(self) -> float:
         """Return the norm of the symbol."""
-        return float(torch.linalg.matrix_norm(self.torus.symbol, ord=2).max())
+        return float(self._symbol_sizes.max())
 
     def symbol_is_singular(self) -> bool:
         """Whether the damped symbol is, or nearly, at some frequency."""
         symbol, of_outputs = self.torus.symbol, self.wide != self.transposed
-        sizes = torch.linalg.svdvals(symbol)
+        sizes = self._symbol_sizes
         full = symbol.shape[2 if of_outputs else 3] == sizes.shape[-1]
         least = float(sizes.min()) ** 2 if full else 0.0
         return least + self.damping**2 <= SHIFT**2 * float(sizes.max()) ** 2
+
+    @cached_property
+    def _symbol_sizes(self) -> Tensor:
+        """Singular values at each frequency."""
+        return torch.linalg.svdvals(self.torus.symbol)
 
     def factorise(self, squared_damping: float, *, dual: bool) -> _Inverse | None:
         """Return the inverse of AA' + μ, or of A'A + μ."""

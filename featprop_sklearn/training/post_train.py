@@ -122,19 +122,31 @@ def post_train(
             )
             for component, seed in zip(components, seeds, strict=True)
         )
-    judge = None
-    if len(splits) > 1:
-        judge = Judge(chain, output_targets, validation or data, batch_size)
     left_out = []
-    for component, result in zip(components, results, strict=True):
-        before = [copy.deepcopy(stage.module.state_dict()) for stage in component.stages]
-        result.load_into(component.stages)
-        if judge is not None and not judge.accepts():
-            left_out.append(component.split)
-            for stage, state in zip(component.stages, before, strict=True):
-                stage.module.load_state_dict(state)
+    if len(splits) > 1:
+        left_out = _load_what_fits(
+            components, results, Judge(chain, output_targets, validation or data, batch_size)
+        )
+    else:
+        results[0].load_into(components[0].stages)
     history = [entry for result in results for entry in result.history]
     return history, any(result.interrupted for result in results), left_out
+
+
+def _load_what_fits(
+    components: Sequence[Component], results: Sequence[TrainingResult], judge: Judge
+) -> list[str]:
+    """Load one result after the other unless the judge is against it; return whose it was."""
+    left_out = []
+    for component, result in zip(components, results, strict=True):
+        states: list[Mapping[str, Any]] = [
+            copy.deepcopy(stage.module.state_dict()) for stage in component.stages
+        ]
+        result.load_into(component.stages)
+        if not judge.accepts():
+            left_out.append(component.split)
+            TrainingResult(states, []).load_into(component.stages)
+    return left_out
 
 
 @torch.no_grad()

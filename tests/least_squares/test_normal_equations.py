@@ -13,6 +13,7 @@ from featprop_sklearn.least_squares.normal_equations import (
     Iterated,
     NormalEquations,
 )
+from tests.least_squares.cases import lstsq
 
 
 class Rounded:
@@ -53,13 +54,6 @@ class Dense(NormalEquations):
 
     def norm(self):
         return float(torch.linalg.matrix_norm(self.linear_map.matrix(), ord=2))
-
-
-def lstsq(matrix, rhs, damping):
-    n = matrix.shape[1]
-    stacked = np.vstack([matrix, damping * np.eye(n)])
-    padded = np.hstack([rhs, np.zeros((len(rhs), n))])
-    return np.linalg.lstsq(stacked, padded.T, rcond=1e-12)[0].T
 
 
 def relative_error(result, matrix, rhs, damping):

@@ -23,50 +23,16 @@ from featprop_sklearn.least_squares.nested_dissection import Coupling, front_siz
 from featprop_sklearn.least_squares.normal_equations import Exact, Iterated
 from featprop_sklearn.least_squares.sparse import SparseCholesky, SparseSolver, coupling
 from featprop_sklearn.testing import check_solver
+from tests.least_squares.cases import convolutions, lstsq
 
-LAYERS = {
-    False: (nn.Conv1d, nn.Conv2d, nn.Conv3d),
-    True: (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d),
-}
-
-
-@st.composite
-def layers(draw):
-    """A convolution without bias, and the shape of its input."""
-    dims = draw(st.sampled_from((1, 2, 2, 3)))
-    groups = draw(st.integers(1, 2))
-    channels = [groups * draw(st.integers(1, 3)) for _ in range(2)]
-    transposed = draw(st.booleans())
-    kernel = [draw(st.integers(1, 4 if dims < 3 else 3)) for _ in range(dims)]
-    stride = [draw(st.integers(1, 3)) for _ in range(dims)]
-    padding = [draw(st.integers(0, 2)) for _ in range(dims)]
-    dilation = [draw(st.integers(1, 3)) for _ in range(dims)]
-    size = [draw(st.integers(4, {1: 30, 2: 9, 3: 5}[dims])) for _ in range(dims)]
-    reach = [d * (k - 1) for d, k in zip(dilation, kernel, strict=True)]
-    for n, p, r, s in zip(size, padding, reach, stride, strict=True):
-        assume(n + 2 * p > r if not transposed else (n - 1) * s - 2 * p + r + 1 >= 1)
-    torch.manual_seed(draw(st.integers(0, 1000)))
-    layer = LAYERS[transposed][dims - 1](
-        *channels, kernel, stride, padding, dilation=dilation, groups=groups, bias=False
-    )
-    return layer.double().requires_grad_(False), (channels[0], *size)
-
-
-def convolutions():
-    return layers().map(lambda layer_and_shape: convolution_map(*layer_and_shape))
+LAYERS = convolutions({1: 30, 2: 9, 3: 5}, most_dilated=3)
+MAPS_OF_LAYERS = LAYERS.map(lambda layer_and_shape: convolution_map(*layer_and_shape))
 
 
 @pytest.fixture
 def _small_fronts(monkeypatch):
     """Dissect small grids too."""
     monkeypatch.setattr(nested_dissection, "LEAF", 6)
-
-
-def lstsq(matrix, rhs, damping):
-    n = matrix.shape[1]
-    stacked = np.vstack([matrix, damping * np.eye(n)])
-    padded = np.hstack([rhs, np.zeros((len(rhs), n))])
-    return np.linalg.lstsq(stacked, padded.T, rcond=1e-12)[0].T
 
 
 def conv(*channels, size, kernel=3, kind=nn.Conv2d, edit=lambda weight: None, **options):
@@ -78,7 +44,7 @@ def conv(*channels, size, kernel=3, kind=nn.Conv2d, edit=lambda weight: None, **
 
 @pytest.mark.usefixtures("_small_fronts")
 @settings(deadline=None, max_examples=60, derandomize=True)
-@given(convolutions(), st.sampled_from((0.0, 0.0, 1e-3, 0.1)))
+@given(MAPS_OF_LAYERS, st.sampled_from((0.0, 0.0, 1e-3, 0.1)))
 def test_solutions_are_those_of_numpy(linear_map, damping):
     matrix = linear_map.matrix().numpy()
     sizes = np.linalg.svd(matrix, compute_uv=False)
@@ -95,7 +61,7 @@ def test_solutions_are_those_of_numpy(linear_map, damping):
 
 
 @settings(deadline=None, max_examples=40, derandomize=True)
-@given(layers())
+@given(LAYERS)
 def test_the_matrix_from_the_kernel_is_that_of_the_layer(layer_and_shape):
     layer, shape = layer_and_shape
     found = convolution_map(layer, shape).sparse()
@@ -110,7 +76,7 @@ def fresh(linear_map):
 
 
 @settings(deadline=None, max_examples=40, derandomize=True)
-@given(convolutions())
+@given(MAPS_OF_LAYERS)
 def test_the_coupling_covers_the_gram_matrix_and_no_pattern_beats_the_kernel(linear_map):
     from_kernel, from_pattern = coupling(linear_map), coupling(fresh(linear_map))
     matrix = linear_map.sparse()
@@ -133,7 +99,7 @@ def test_the_coupling_covers_the_gram_matrix_and_no_pattern_beats_the_kernel(lin
 
 @pytest.mark.usefixtures("_small_fronts")
 @settings(deadline=None, max_examples=40, derandomize=True)
-@given(convolutions())
+@given(MAPS_OF_LAYERS)
 def test_fronts_hold_every_entry_of_a_cholesky_factor(linear_map):
     found = coupling(linear_map)
     order, parts = fronts(found)
