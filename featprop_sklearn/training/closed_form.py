@@ -3,37 +3,19 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from numbers import Integral, Real
 from typing import Any
 
 import numpy as np
-import torch
-from joblib import Parallel, delayed
 from sklearn.base import BaseEstimator
 
-from featprop_sklearn.data import batches
-from featprop_sklearn.networks import Chain, Site, affine_sites, reasons_against
-from featprop_sklearn.output_targets import OutputTargets
-from featprop_sklearn.propagation import nearest_acceptable
-from featprop_sklearn.training.batch_norm import reestimate_batch_norm
-from featprop_sklearn.training.component import Component, Labelled, TrainingResult
-from featprop_sklearn.training.design_rows import (
-    add_to_weights,
-    design_rows,
-    output_rows,
-    row_size,
-    weight_rows,
-)
-from featprop_sklearn.training.gram import GramSums, solve_ridge
-from featprop_sklearn.training.head import is_head, refit_head
-from featprop_sklearn.training.losses import mean_task_loss
-from featprop_sklearn.training.waking import wake_dead_units
+from featprop_sklearn.training.component import Component, TrainingResult
+from featprop_sklearn.training.design_rows import add_to_weights, weight_rows
+from featprop_sklearn.training.gram import solve_ridge
+from featprop_sklearn.training.sweeper import Sweeper
 
 __all__ = ["ClosedFormTrainer"]
-
-#: numbers in the design rows that are formed at a time
-ROW_BUDGET = 4_000_000
 
 
 class ClosedFormTrainer(BaseEstimator):
@@ -155,12 +137,12 @@ class ClosedFormTrainer(BaseEstimator):
         multiples: list[float | None] = list(self.multiples) if follows else [None]
         if component.validation is None:
             multiples = [3.0 if 3.0 in multiples else multiples[0]]
-        best: tuple[float, _Sweeper] | None = None
+        best: tuple[float, Sweeper] | None = None
         history: list[dict[str, Any]] = []
         interrupted = False
         for multiple in multiples:
-            sweeper = _Sweeper(self, component.private(), batch_size, n_jobs, multiple)
-            loss, interrupted = sweeper.run(verbose)
+            sweeper = self._sweeper(component, batch_size, n_jobs, multiple)
+            loss, interrupted = sweeper.run(int(self.sweeps), self.tol, verbose)
             if best is None or loss < best[0]:
                 best, history = (loss, sweeper), sweeper.history
             if interrupted:
@@ -192,7 +174,7 @@ class ClosedFormTrainer(BaseEstimator):
             As in :meth:`train`.
         """
         self.check()
-        sweeper = _Sweeper(self, component.private(), batch_size, n_jobs, None)
+        sweeper = self._sweeper(component, batch_size, n_jobs)
         started = time.perf_counter()
         for site in sweeper.sites:
             present = weight_rows(site.layer)
@@ -209,165 +191,21 @@ class ClosedFormTrainer(BaseEstimator):
         }
         return TrainingResult(sweeper.network.states(), [{"split": component.split, **entry}])
 
-
-class _Sweeper:
-    """The sweeps over one private component, with one margin."""
-
-    def __init__(
+    def _sweeper(
         self,
-        trainer: ClosedFormTrainer,
-        own: Component,
+        component: Component,
         batch_size: int,
         n_jobs: int | None,
-        multiple: float | None,
-    ) -> None:
-        self.trainer = trainer
-        self.own = own
-        self.network = own.network()
-        self.chain = Chain((*own.stages, *own.after))
-        self.batch_size = len(own.data) if batch_size == -1 else batch_size
-        self.n_jobs = n_jobs
-        self.multiple = multiple
-        self.network.eval()
-        self.sites = affine_sites(own.stages, own.data.inputs[:8])
-        self.head = self._find_head()
-        self.targets = own.output_targets
-        self.history: list[dict[str, Any]] = []
-
-    def run(self, verbose: int = 0) -> tuple[float, bool]:
-        """Sweep while it helps; return the loss of the state kept, and if it was interrupted."""
-        states, loss = self.network.states(), self._loss()
-        others = reasons_against(self.own.stages, self.own.data.inputs[:8])
-        self._note(0, loss, 0.0, refitted=[], not_refitted=others)
-        try:
-            states, loss = self._batch_norm(states, loss)
-            for sweep in range(1, self.trainer.sweeps + 1):
-                started = time.perf_counter()
-                ridges = self._sweep(first=sweep == 1)
-                new = self._loss()
-                seconds = time.perf_counter() - started
-                self._note(sweep, new, seconds, refitted=self.refitted, ridge=ridges)
-                if verbose:
-                    print(f"{self.own.split}: sweep {sweep}, loss {loss:.6g} -> {new:.6g}")
-                if not new < loss:
-                    self.network.restore(states)
-                    break
-                gain, loss, states = loss - new, new, self.network.states()
-                if gain < self.trainer.tol * abs(loss):
-                    break
-        except KeyboardInterrupt:
-            self.network.restore(states)
-            return loss, True
-        return loss, False
-
-    def _batch_norm(
-        self, states: list[Mapping[str, Any]], loss: float
-    ) -> tuple[list[Mapping[str, Any]], float]:
-        """Take the statistics of the new data where there are any, and they do no harm."""
-        data = self.own.data
-        if not reestimate_batch_norm(self.network, data.inputs, self.batch_size, data.weights):
-            return states, loss
-        new = self._loss()
-        if new <= loss:
-            return self.network.states(), new
-        self.network.restore(states)
-        return states, loss
-
-    def _sweep(self, first: bool) -> dict[str, float]:
-        if first:
-            data = self.own.data
-            wake_dead_units(self.own.stages, data.inputs, self.batch_size, weights=data.weights)
-            self._refit_head()
-        ridges = {}
-        self._follow_logits()
-        for site in self.sites:
-            if site is not self.head:
-                change, ridges[site.name] = solve_ridge(self.sums(site), self.trainer.ridge)
-                add_to_weights(site.layer, change)
-        self._refit_head()
-        return ridges
-
-    @property
-    def refitted(self) -> list[str]:
-        """Names of the layers that a sweep refits."""
-        return [site.name for site in self.sites]
-
-    def sums(self, site: Site) -> GramSums:
-        """Sum up what a layer gets and what it lacks, over all samples."""
-        data = self.own.data
-        step = self._rows_at_a_time(site)
-        parts = Parallel(n_jobs=self.n_jobs, return_as="generator")(
-            delayed(_batch_sums)(self.chain, site, data[rows], self.targets)
-            for rows in batches(len(data), step)
+        multiple: float | None = None,
+    ) -> Sweeper:
+        return Sweeper(
+            component.private(),
+            batch_size=batch_size,
+            n_jobs=n_jobs,
+            multiple=multiple,
+            ridge=self.ridge,
+            C=self.C,
         )
-        total: GramSums | None = None
-        for part in parts:
-            total = part if total is None else total + part
-        assert total is not None
-        return total
-
-    def _find_head(self) -> Site | None:
-        if len(self.own.after) or not self.sites:
-            return None
-        site = self.sites[-1]
-        x = self.chain[: site.stage](self.own.data.inputs[:8])
-        found = is_head(site, self.chain, x, self.own.output_targets)
-        return site if found else None
-
-    @torch.no_grad()
-    def _refit_head(self) -> None:
-        if self.head is None:
-            return
-        data = self.own.data
-        before = self.chain[: self.head.stage]
-        features = torch.cat(
-            [
-                self.head.read(self.chain, before(data.inputs[rows]))[0]
-                for rows in batches(len(data), self.batch_size)
-            ]
-        )
-        layer: Any = self.head.layer
-        refit_head(layer, features, data.y, data.weights, self.targets, self.trainer.C)
-
-    @torch.no_grad()
-    def _follow_logits(self) -> None:
-        """Set the margin on the scale of the present logits."""
-        data = self.own.data
-        outputs = torch.cat(
-            [self.chain(data.inputs[rows]) for rows in batches(len(data), self.batch_size)]
-        )
-        self.targets = self.targets.rescaled(outputs, data.weights, self.multiple)
-
-    def _loss(self) -> float:
-        data = self.own.data if self.own.validation is None else self.own.validation
-        return mean_task_loss(self.chain, data, self.own.output_targets, self.batch_size)
-
-    @torch.no_grad()
-    def _rows_at_a_time(self, site: Site) -> int:
-        x = self.chain[: site.stage](self.own.data.inputs[:1])
-        size = row_size(site.layer, site.read(self.chain, x)[1])
-        return max(1, min(self.batch_size, ROW_BUDGET // max(size, 1)))
-
-    def _note(self, sweep: int, loss: float, seconds: float, **more: Any) -> None:
-        name = "train_loss" if self.own.validation is None else "valid_loss"
-        entry = {"split": self.own.split, "sweep": sweep, name: loss, "seconds": seconds}
-        self.history.append({**entry, **more})
-
-
-@torch.no_grad()
-def _batch_sums(
-    chain: Chain, site: Site, data: Labelled, output_targets: OutputTargets
-) -> GramSums:
-    """One batch: the layer's inputs, and what its outputs lack of the joint targets."""
-    x = chain[: site.stage](data.inputs)
-    inputs, outputs = site.read(chain, x)
-    tail = site.tail(chain, x)
-    every = torch.arange(len(x), device=x.device)
-    found = nearest_acceptable(
-        tail, outputs, tail(outputs, every), data.y, output_targets, max_steps=1, refinements=0
-    )
-    lacking = output_rows(site.layer, found.targets - outputs)
-    return GramSums.of(design_rows(site.layer, inputs), lacking, data.weights)
 
 
 def _is_positive(value: object, *, zero: bool = False) -> bool:

@@ -24,7 +24,7 @@ from featprop_sklearn import (
 )
 from featprop_sklearn.networks import build_chain
 from featprop_sklearn.output_targets import OutputTargets
-from featprop_sklearn.training import Component, Labelled, closed_form
+from featprop_sklearn.training import Component, Labelled, sweeper
 from tests.estimators.snapshot import assert_unchanged, snapshot
 
 IRIS, KINDS = load_iris(return_X_y=True)
@@ -333,8 +333,8 @@ def test_a_sweep_that_worsens_the_training_loss_is_taken_back(mlp, digits, monke
         change, used = solve_ridge(sums, ridge)
         return (-5 * change if len(refits) > 2 * (at - 1) else change), used
 
-    solve_ridge = closed_form.solve_ridge
-    monkeypatch.setattr(closed_form, "solve_ridge", overshooting)
+    solve_ridge = sweeper.solve_ridge
+    monkeypatch.setattr(sweeper, "solve_ridge", overshooting)
     result = ClosedFormTrainer(tol=0.0).train(part, batch_size=256)
     assert [entry["sweep"] for entry in result.history] == [*range(at + 1)]
     assert losses(result)[-1] > losses(result)[-2]
@@ -440,7 +440,7 @@ def test_ctrl_c_in_the_second_sweep_keeps_the_first(mlp, digits, monkeypatch):
     X, X_test, y, _ = digits
     one = FeatureBackpropClassifier(mlp, margin=2.0, trainer=ClosedFormTrainer(sweeps=1))
     one.set_params(random_state=0).fit(X, y)
-    solve_ridge, refits = closed_form.solve_ridge, []
+    solve_ridge, refits = sweeper.solve_ridge, []
 
     def interrupted(sums, ridge):
         refits.append(ridge)
@@ -448,7 +448,7 @@ def test_ctrl_c_in_the_second_sweep_keeps_the_first(mlp, digits, monkeypatch):
             raise KeyboardInterrupt
         return solve_ridge(sums, ridge)
 
-    monkeypatch.setattr(closed_form, "solve_ridge", interrupted)
+    monkeypatch.setattr(sweeper, "solve_ridge", interrupted)
     classifier = clone(one).set_params(trainer__sweeps=5)
     before = snapshot(mlp)
     with pytest.warns(ConvergenceWarning, match="interrupted; the estimator is usable"):
@@ -466,7 +466,7 @@ def test_ctrl_c_ends_the_choice_of_the_margin_too(mlp, digits, monkeypatch):
         calls.append(ridge)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(closed_form, "solve_ridge", interrupted)
+    monkeypatch.setattr(sweeper, "solve_ridge", interrupted)
     X, X_test, y, y_test = digits
     held_out = Labelled(torch.tensor(X_test), torch.tensor(y_test), torch.ones(len(X_test)))
     part = component(mlp, X, y, held_out=held_out, multiple=1.0)

@@ -1,0 +1,154 @@
+"""Forward through the layers of a component, refitting one after the other."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from featprop_sklearn.data import batches
+from featprop_sklearn.networks import Chain, Site, affine_sites, reasons_against
+from featprop_sklearn.training.batch_norm import reestimate_batch_norm
+from featprop_sklearn.training.component import Component
+from featprop_sklearn.training.design_rows import add_to_weights
+from featprop_sklearn.training.gram import GramSums, solve_ridge
+from featprop_sklearn.training.head import is_head, refit_head
+from featprop_sklearn.training.layer_sums import layer_sums
+from featprop_sklearn.training.losses import mean_task_loss
+from featprop_sklearn.training.waking import wake_dead_units
+
+__all__ = ["Sweeper"]
+
+
+class Sweeper:
+    """The sweeps over one private component, with one margin."""
+
+    def __init__(
+        self,
+        own: Component,
+        *,
+        batch_size: int,
+        n_jobs: int | None = None,
+        multiple: float | None = None,
+        ridge: float | str = "auto",
+        C: float = 0.1,
+    ) -> None:
+        self.ridge = ridge
+        self.C = C
+        self.own = own
+        self.network = own.network()
+        self.chain = Chain((*own.stages, *own.after))
+        self.batch_size = len(own.data) if batch_size == -1 else batch_size
+        self.n_jobs = n_jobs
+        self.multiple = multiple
+        self.network.eval()
+        self.sites = affine_sites(own.stages, own.data.inputs[:8])
+        self.head = self._find_head()
+        self.targets = own.output_targets
+        self.history: list[dict[str, Any]] = []
+
+    def run(self, sweeps: int, tol: float, verbose: int = 0) -> tuple[float, bool]:
+        """Sweep while it helps; return the loss of the state kept, and if it was interrupted."""
+        states, loss = self.network.states(), self._loss()
+        others = reasons_against(self.own.stages, self.own.data.inputs[:8])
+        self._note(0, loss, 0.0, refitted=[], not_refitted=others)
+        try:
+            states, loss = self._batch_norm(states, loss)
+            for sweep in range(1, sweeps + 1):
+                started = time.perf_counter()
+                ridges = self._sweep(first=sweep == 1)
+                new = self._loss()
+                seconds = time.perf_counter() - started
+                self._note(sweep, new, seconds, refitted=self.refitted, ridge=ridges)
+                if verbose:
+                    print(f"{self.own.split}: sweep {sweep}, loss {loss:.6g} -> {new:.6g}")
+                if not new < loss:
+                    self.network.restore(states)
+                    break
+                gain, loss, states = loss - new, new, self.network.states()
+                if gain < tol * abs(loss):
+                    break
+        except KeyboardInterrupt:
+            self.network.restore(states)
+            return loss, True
+        return loss, False
+
+    def _batch_norm(
+        self, states: list[Mapping[str, Any]], loss: float
+    ) -> tuple[list[Mapping[str, Any]], float]:
+        """Take the statistics of the new data where there are any, and they do no harm."""
+        data = self.own.data
+        if not reestimate_batch_norm(self.network, data.inputs, self.batch_size, data.weights):
+            return states, loss
+        new = self._loss()
+        if new <= loss:
+            return self.network.states(), new
+        self.network.restore(states)
+        return states, loss
+
+    def _sweep(self, first: bool) -> dict[str, float]:
+        if first:
+            data = self.own.data
+            wake_dead_units(self.own.stages, data.inputs, self.batch_size, weights=data.weights)
+            self._refit_head()
+        ridges = {}
+        self._follow_logits()
+        for site in self.sites:
+            if site is not self.head:
+                change, ridges[site.name] = solve_ridge(self.sums(site), self.ridge)
+                add_to_weights(site.layer, change)
+        self._refit_head()
+        return ridges
+
+    @property
+    def refitted(self) -> list[str]:
+        """Names of the layers that a sweep refits."""
+        return [site.name for site in self.sites]
+
+    def sums(self, site: Site) -> GramSums:
+        """Sum up what a layer gets and what it lacks."""
+        own = self.own
+        return layer_sums(self.chain, site, own.data, self.targets, self.batch_size, self.n_jobs)
+
+    def _find_head(self) -> Site | None:
+        if len(self.own.after) or not self.sites:
+            return None
+        site = self.sites[-1]
+        x = self.chain[: site.stage](self.own.data.inputs[:8])
+        found = is_head(site, self.chain, x, self.own.output_targets)
+        return site if found else None
+
+    @torch.no_grad()
+    def _refit_head(self) -> None:
+        if self.head is None:
+            return
+        data = self.own.data
+        before = self.chain[: self.head.stage]
+        features = torch.cat(
+            [
+                self.head.read(self.chain, before(data.inputs[rows]))[0]
+                for rows in batches(len(data), self.batch_size)
+            ]
+        )
+        layer: Any = self.head.layer
+        refit_head(layer, features, data.y, data.weights, self.targets, self.C)
+
+    @torch.no_grad()
+    def _follow_logits(self) -> None:
+        """Set the margin on the scale of the present logits."""
+        data = self.own.data
+        outputs = torch.cat(
+            [self.chain(data.inputs[rows]) for rows in batches(len(data), self.batch_size)]
+        )
+        self.targets = self.targets.rescaled(outputs, data.weights, self.multiple)
+
+    def _loss(self) -> float:
+        data = self.own.data if self.own.validation is None else self.own.validation
+        return mean_task_loss(self.chain, data, self.own.output_targets, self.batch_size)
+
+    def _note(self, sweep: int, loss: float, seconds: float, **more: Any) -> None:
+        name = "train_loss" if self.own.validation is None else "valid_loss"
+        entry = {"split": self.own.split, "sweep": sweep, name: loss, "seconds": seconds}
+        self.history.append({**entry, **more})
