@@ -168,8 +168,8 @@ def pack(X: Mapping[str, Any], layout: Layout | None, owner: str) -> tuple[NDArr
     return packed, layout or found
 
 
-def check_whole(values: NDArray, name: str, *, boolean: bool = False) -> None:
-    """Check numbers that the network reads as integers.
+def check_whole(values: NDArray, name: str = "X", *, boolean: bool = False) -> NDArray:
+    """Check numbers that the network reads as integers, and return them.
 
     Raises
     ------
@@ -190,6 +190,7 @@ def check_whole(values: NDArray, name: str, *, boolean: bool = False) -> None:
             f"2**24 = {LARGEST_INTEGER} only: renumber them, or pass floats where it computes "
             "with them."
         )
+    return values
 
 
 def _checked(name: object, values: Any) -> NDArray:

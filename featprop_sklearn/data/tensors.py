@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,19 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor, nn
 
-__all__ = ["batches", "module_device", "module_dtype", "resolve_device", "to_array", "to_tensor"]
+__all__ = [
+    "batches",
+    "module_device",
+    "module_dtype",
+    "plain_torch",
+    "resolve_device",
+    "spread_rows",
+    "to_array",
+    "to_tensor",
+]
+
+#: rows that a median, or a choice, is taken over at most
+SPREAD = 50_000
 
 
 def to_tensor(array: ArrayLike, dtype: torch.dtype, device: torch.device | str = "cpu") -> Tensor:
@@ -72,3 +85,19 @@ def batches(n_samples: int, batch_size: int) -> Iterator[slice]:
     edges = [n_samples * i // count for i in range(count + 1)]
     for start, stop in itertools.pairwise(edges):
         yield slice(start, stop)
+
+
+@contextmanager
+def plain_torch() -> Iterator[None]:
+    """Switch off what a caller may have on around us: automatic 16-bit, inference mode."""
+    devices = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
+    with ExitStack() as stack:
+        stack.enter_context(torch.inference_mode(False))
+        for device in devices:
+            stack.enter_context(torch.autocast(device, enabled=False))
+        yield
+
+
+def spread_rows(n_samples: int) -> slice:
+    """Return which rows speak for all where a statistic need not see each: every k-th."""
+    return slice(None, None, max(1, -(-n_samples // SPREAD)))

@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from sklearn.utils.validation import validate_data
+from sklearn.utils.validation import check_array, validate_data
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-__all__ = ["check_samples", "shape_samples", "without_torch"]
+__all__ = ["check_rows", "check_samples", "shape_samples", "without_torch"]
 
 
 def check_samples(estimator: Any, X: Any, *, reset: bool) -> NDArray:
@@ -42,6 +42,17 @@ def check_samples(estimator: Any, X: Any, *, reset: bool) -> NDArray:
     """
     X = without_torch(X)
     return validate_data(estimator, X, reset=reset, allow_nd=True, dtype=(np.float64, np.float32))
+
+
+def check_rows(X: Any) -> NDArray:
+    """Check some rows of what :func:`check_samples` has seen an example of."""
+    return check_array(
+        without_torch(X),
+        allow_nd=True,
+        dtype=(np.float64, np.float32),
+        input_name="X",
+        estimator="the network",
+    )
 
 
 def without_torch(X: Any, name: str = "X") -> Any:

@@ -12,7 +12,6 @@ from typing import Any, Self
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
-from sklearn.base import BaseEstimator
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.model_selection import train_test_split
 from sklearn.utils import check_random_state
@@ -20,16 +19,15 @@ from sklearn.utils.validation import _check_sample_weight, check_is_fitted
 from torch import Tensor
 
 from featprop_sklearn.data import (
-    Layout,
+    Inputs,
+    LazyRows,
     batches,
-    check_samples,
-    check_whole,
-    is_named,
     module_dtype,
-    pack,
+    plain_torch,
     resolve_device,
-    shape_samples,
+    spread_rows,
     to_array,
+    to_inputs,
     to_tensor,
 )
 from featprop_sklearn.estimators.checks import (
@@ -37,6 +35,7 @@ from featprop_sklearn.estimators.checks import (
     checked_fraction,
     checked_trainer,
 )
+from featprop_sklearn.estimators.samples import EXAMPLES, Samples, TakesSamples, with_labels
 from featprop_sklearn.networks import (
     Network,
     SharedParameters,
@@ -47,9 +46,8 @@ from featprop_sklearn.networks import (
     last_layer_type,
     private_copy,
     probe_network,
-    reads_integers,
-    refuse_sequence,
     resolve_splits,
+    unwrap,
     with_inputs,
 )
 from featprop_sklearn.output_targets import OutputTargets
@@ -68,15 +66,19 @@ __all__ = ["FeatureBackpropBase"]
 class _Given:
     """Checked rows of what the user passed."""
 
-    samples: NDArray
+    samples: Samples
     y: NDArray
     weights: NDArray
 
-    def __getitem__(self, rows: NDArray) -> _Given:
+    def __getitem__(self, rows: NDArray | slice) -> _Given:
         return _Given(self.samples[rows], self.y[rows], self.weights[rows])
 
+    def where(self, mask: NDArray) -> _Given:
+        """Return the rows of a mask, without a copy if these are all."""
+        return self if mask.all() else self[mask]
 
-class FeatureBackpropBase(SharedParameters, BaseEstimator, ABC):
+
+class FeatureBackpropBase(SharedParameters, TakesSamples, ABC):
     """Common part of :class:`FeatureBackpropClassifier` and :class:`FeatureBackpropRegressor`.
 
     Subclasses say what y means: they encode it, choose the output targets and read
@@ -84,10 +86,8 @@ class FeatureBackpropBase(SharedParameters, BaseEstimator, ABC):
     """
 
     _shared = ("module",)
-    module_: torch.nn.Module
     _output_targets: OutputTargets
     history_: list[dict[str, Any]]
-    _layout: Layout | None
     _chunks_seen: int
     _chunk_sums: dict[str, dict[str, Any]]
 
@@ -98,7 +98,7 @@ class FeatureBackpropBase(SharedParameters, BaseEstimator, ABC):
         """Width and task of the default network for this y."""
 
     @abstractmethod
-    def _check_y(self, samples: NDArray, y: ArrayLike) -> NDArray:
+    def _check_y(self, samples: Samples, y: ArrayLike | None) -> NDArray:
         """Check y as scikit-learn does, one row per sample."""
 
     @abstractmethod
@@ -125,25 +125,35 @@ class FeatureBackpropBase(SharedParameters, BaseEstimator, ABC):
 
     # Public methods ------------------------------------------------------------------
 
-    def feature_targets(self, X: ArrayLike, y: ArrayLike) -> NDArray | dict[str, NDArray]:
+    @property
+    def network_(self) -> torch.nn.Module:
+        """The trained copy of the network as it was given: what to save, or to use elsewhere.
+
+        ``module_`` is this network, or a thin module around it that turns X into what it takes
+        and picks the outputs from what it returns.
+        """
+        return unwrap(self.module_)
+
+    def feature_targets(self, X: Any, y: ArrayLike | None = None) -> NDArray | dict[str, NDArray]:
         """Compute the wanted features at the split, for the network as it is after ``fit``.
 
         Parameters
         ----------
-        X : array-like of shape (n_samples, ...), or dict of str to such
+        X : array-like of shape (n_samples, ...), dict of str to such, or Dataset
             Samples, as in ``fit``.
-        y : array-like of shape (n_samples,) or (n_samples, n_outputs)
-            Labels or values.
+        y : array-like of shape (n_samples,) or (n_samples, n_outputs), default=None
+            Labels or values; None only for a Dataset of pairs.
 
         Returns
         -------
         ndarray of shape (n_samples, ...), or dict of str to ndarray
-            The targets; by split, where the estimator has several.
+            The targets; by split, where the estimator has several. Of samples that do not fit
+            in memory they are a memory map of a temporary file.
         """
         check_is_fitted(self)
         splits = [self.split_] if isinstance(self.split_, str) else self.split_
         targets = self._propagate(X, y, splits).targets
-        arrays = {split: to_array(target) for split, target in targets.items()}
+        arrays = {split: _as_array(target) for split, target in targets.items()}
         return arrays[self.split_] if isinstance(self.split_, str) else arrays
 
     def set_params(self, **params: Any) -> Self:
@@ -175,9 +185,11 @@ class FeatureBackpropBase(SharedParameters, BaseEstimator, ABC):
 
     # fit and partial_fit --------------------------------------------------------------
 
-    def _fit(self, X: ArrayLike, y: ArrayLike, sample_weight: ArrayLike | None) -> Self:
+    @plain_torch()
+    def _fit(self, X: Any, y: ArrayLike | None, sample_weight: ArrayLike | None) -> Self:
         """Everything that ``fit`` does."""
         started = time.perf_counter()
+        X, y = with_labels(X, y)
         goes_on = self.warm_start and hasattr(self, "module_")
         samples = self._known_samples(X) if goes_on else self._samples(X, reset=True)
         trainer = checked_trainer(self.trainer, self.alpha, self.propagation)
@@ -189,9 +201,11 @@ class FeatureBackpropBase(SharedParameters, BaseEstimator, ABC):
         self.report_["seconds"] = time.perf_counter() - started
         return self
 
-    def _partial_fit(self, X: ArrayLike, y: ArrayLike, sample_weight: ArrayLike | None) -> Self:
+    @plain_torch()
+    def _partial_fit(self, X: Any, y: ArrayLike | None, sample_weight: ArrayLike | None) -> Self:
         """One pass over a chunk; the first chunk sets the network up."""
         started = time.perf_counter()
+        X, y = with_labels(X, y)
         first = not hasattr(self, "module_")
         samples = self._samples(X, reset=True) if first else self._known_samples(X)
         trainer = checked_trainer(self.trainer, self.alpha, self.propagation)
@@ -208,19 +222,19 @@ class FeatureBackpropBase(SharedParameters, BaseEstimator, ABC):
         self.report_["seconds"] = time.perf_counter() - started
         return self
 
-    def _weighted(self, samples: NDArray, y: NDArray, sample_weight: ArrayLike | None) -> _Given:
+    def _weighted(self, samples: Samples, y: NDArray, sample_weight: ArrayLike | None) -> _Given:
         """Return the rows that count; a row of zero weight is as good as absent."""
         weights = _check_sample_weight(
             sample_weight, samples, dtype=np.float64, ensure_non_negative=True
         )
-        given = _Given(samples, y, weights)[weights > 0]
+        given = _Given(samples, y, weights).where(weights > 0)
         factors = self._class_weights(given.y, given.weights)
         if not (factors > 0).any():
             raise ValueError(
                 "class_weight and sample_weight together are zero for every sample; at least one "
                 "sample must count."
             )
-        return replace(given, weights=given.weights * factors)[factors > 0]
+        return replace(given, weights=given.weights * factors).where(factors > 0)
 
     def _set_up(
         self,
@@ -239,18 +253,22 @@ class FeatureBackpropBase(SharedParameters, BaseEstimator, ABC):
         else:
             source = as_network(self.module)
             # where the user has it: an index out of range ends a CUDA process, not one on the CPU
-            module = with_inputs(private_copy(source.module), given.samples, self._layout)
+            examples = given.samples
+            if isinstance(examples, LazyRows):
+                examples = examples[:EXAMPLES].read()
+            module = with_inputs(private_copy(source.module), examples, self._layout)
             network = replace(source, module=module)
         module = network.module.to(resolve_device(self.device))
-        examples = self._tensor(given.samples[:8], module)
-        module = probe_network(module, examples)
-        chain = build_chain(module, examples)
+        x = self._inputs(given.samples[:8], module)[:]
+        module = probe_network(module, x)
+        chain = build_chain(module, x)
         splits = resolve_splits(self.split, chain)
-        outputs = self._outputs(module, self._tensor(training.samples, module))
+        spread = training[spread_rows(len(training.y))]
+        outputs = self._outputs(module, self._inputs(spread.samples, module))
         task = (
             self._output_targets.task if goes_on else self._read_labels(given.y, outputs, network)
         )
-        weights = to_tensor(training.weights, torch.float64, outputs.device)
+        weights = to_tensor(spread.weights, torch.float64, outputs.device)
         self._output_targets = self._make_output_targets(
             task, outputs, weights, last_layer_type(chain)
         )
@@ -307,17 +325,20 @@ class FeatureBackpropBase(SharedParameters, BaseEstimator, ABC):
                 raise KeyboardInterrupt
             chain = build_chain(self.module_, data.inputs[:8])
             batch_size = self._rows_at_a_time(len(data))
+            # targets that are shown, and not trained on, need not be those of every row
+            shown = data if trainer.needs_targets else data.take(spread_rows(len(data)))
             found = cached_propagate(
                 self.memory if chunk is None else None,
                 self._rule(),
                 chain,
-                data.inputs,
-                data.y,
+                shown.inputs,
+                shown.y,
                 self._output_targets,
                 splits,
                 batch_size,
+                keep_targets=trainer.needs_targets,
             )
-            self.report_ = self._report(found, data)
+            self.report_ = self._report(found, shown)
             self.history_, interrupted, left_out = post_train(
                 chain,
                 splits,
@@ -341,7 +362,7 @@ class FeatureBackpropBase(SharedParameters, BaseEstimator, ABC):
                 "Training was interrupted; the estimator is usable, with the network as far as "
                 "it got.",
                 ConvergenceWarning,
-                stacklevel=4,
+                stacklevel=5,
             )
 
     def _tell_of(self, left_out: list[str]) -> None:
@@ -355,7 +376,7 @@ class FeatureBackpropBase(SharedParameters, BaseEstimator, ABC):
                 "network worse together with those before them, and are left out: parts are "
                 "trained independently of each other. Use fewer splits, or one.",
                 UserWarning,
-                stacklevel=5,
+                stacklevel=6,
             )
 
     # Pieces ---------------------------------------------------------------------------
@@ -378,16 +399,25 @@ class FeatureBackpropBase(SharedParameters, BaseEstimator, ABC):
         }
         return dict(by_split[self.split_]) if isinstance(self.split_, str) else dict(by_split)
 
+    @plain_torch()
     def _propagate(
-        self, X: ArrayLike, y: ArrayLike, splits: list[str] | None, *, keep_targets: bool = True
+        self,
+        X: Any,
+        y: ArrayLike | None,
+        splits: Any,
+        *,
+        rows: NDArray | slice = slice(None),
+        keep_targets: bool = True,
     ) -> Propagated:
         """Targets and their quality on ``module_``; at every split point if None."""
+        X, y = with_labels(X, y)
         samples = self._known_samples(X)
-        encoded = self._encode(self._check_y(samples, y))
-        x = self._tensor(samples, self.module_)
+        encoded = self._encode(self._check_y(samples, y)[rows])
+        samples = samples[rows]
+        x = self._inputs(samples, self.module_)
         labels = _label_tensor(encoded, self._output_targets.task, x.dtype).to(x.device)
         chain = build_chain(self.module_, x[:8])
-        names = resolve_splits(splits, chain) if splits else chain_splits(chain)
+        names = chain_splits(chain) if splits is None else resolve_splits(splits, chain)
         batch_size = self._rows_at_a_time(len(x))
         return cached_propagate(
             self.memory,
@@ -408,13 +438,13 @@ class FeatureBackpropBase(SharedParameters, BaseEstimator, ABC):
         device = resolve_device(self.device)
         dtype = torch.float64 if module is None else module_dtype(module)
         return Labelled(
-            to_tensor(given.samples, dtype if module is None else input_dtype(module), device),
+            to_inputs(given.samples, dtype if module is None else input_dtype(module), device),
             _label_tensor(self._encode(given.y), task, dtype).to(device),
             to_tensor(given.weights, dtype, device),
         )
 
-    def _tensor(self, samples: NDArray, module: torch.nn.Module) -> Tensor:
-        return to_tensor(samples, input_dtype(module), resolve_device(self.device))
+    def _inputs(self, samples: Samples, module: torch.nn.Module) -> Inputs:
+        return to_inputs(samples, input_dtype(module), resolve_device(self.device))
 
     def _hold_out(
         self, given: _Given, random_state: np.random.RandomState
@@ -429,67 +459,25 @@ class FeatureBackpropBase(SharedParameters, BaseEstimator, ABC):
             random_state=random_state,
             stratify=self._strata(given.y, fraction),
         )
-        return given[training], given[held_out]
+        # in the order in which they lie: what is read from a file is read forwards
+        return given[np.sort(training)], given[np.sort(held_out)]
 
     @torch.no_grad()
-    def _outputs(self, module: torch.nn.Module, x: Tensor) -> Tensor:
+    def _outputs(self, module: torch.nn.Module, x: Inputs) -> Tensor:
         module.eval()
         batch_size = self._rows_at_a_time(len(x))
         return torch.cat([module(x[rows]) for rows in batches(len(x), batch_size)])
 
-    def _predict_outputs(self, X: ArrayLike) -> Tensor:
+    @plain_torch()
+    def _predict_outputs(self, X: Any) -> Tensor:
         """Return the outputs of ``module_``, one column per output."""
         samples = self._known_samples(X)
-        outputs = self._outputs(self.module_, self._tensor(samples, self.module_))
+        outputs = self._outputs(self.module_, self._inputs(samples, self.module_))
         return outputs.reshape(len(outputs), -1)
 
-    def _samples(self, X: ArrayLike, *, reset: bool) -> NDArray:
-        """Check X, and give its rows the shape that the network takes; pack several inputs."""
-        if is_named(X):
-            return self._packed(X, reset=reset)
-        refuse_sequence(self.module, X)
-        if reset:
-            self._layout = None
-        elif self._layout is not None:
-            raise ValueError(
-                f"{type(self).__name__} was fitted on a dict with the keys {self._layout.names}; "
-                f"X is a {type(X).__name__}. Pass a dict of arrays."
-            )
-        return shape_samples(check_samples(self, X, reset=reset), self.input_shape)
 
-    def _packed(self, X: Any, *, reset: bool) -> NDArray:
-        """Check a dict of arrays, and lay the inputs of each sample one after the other."""
-        if self.module is None:
-            raise ValueError(
-                "module=None trains a small network on one table; X is a dict. Pass a pretrained "
-                "network as module, or X of shape (n_samples, n_features)."
-            )
-        if self.input_shape is not None:
-            raise ValueError(
-                f"input_shape={self.input_shape!r} is for X as one table; X is a dict. Give its "
-                "arrays the shapes that the network takes."
-            )
-        if not reset and self._layout is None:
-            raise ValueError(
-                f"{type(self).__name__} was fitted on one array; X is a dict with the keys "
-                f"{list(X.keys())}. Pass one array."
-            )
-        samples, layout = pack(X, None if reset else self._layout, type(self).__name__)
-        self._layout = layout
-        return check_samples(self, samples, reset=reset)
-
-    def _known_samples(self, X: ArrayLike) -> NDArray:
-        """Check X against what the network was fitted on."""
-        check_is_fitted(self)
-        samples = self._samples(X, reset=False)
-        if samples.shape[1:] != self._sample_shape:
-            raise ValueError(
-                f"X holds samples of shape {samples.shape[1:]}, but {type(self).__name__} was "
-                f"fitted on samples of shape {self._sample_shape}."
-            )
-        if reads_integers(self.module_):
-            check_whole(samples, "X")
-        return samples
+def _as_array(rows: Inputs) -> NDArray:
+    return to_array(rows) if isinstance(rows, Tensor) else rows.rows.source.arrays
 
 
 def _is_several(split: object) -> bool:

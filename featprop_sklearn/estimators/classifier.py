@@ -15,6 +15,7 @@ from torch import Tensor
 
 from featprop_sklearn.data import to_array
 from featprop_sklearn.estimators.base import FeatureBackpropBase
+from featprop_sklearn.estimators.samples import Samples, with_labels
 from featprop_sklearn.least_squares import Solver
 from featprop_sklearn.networks import Network
 from featprop_sklearn.output_targets import (
@@ -99,8 +100,10 @@ class FeatureBackpropClassifier(ClassifierMixin, FeatureBackpropBase):
     Attributes
     ----------
     module_ : nn.Module
-        The post-trained network, from one tensor to one. Where X is a dict, or integers, a
-        wrapper reads these off it, whose ``original_network`` takes them as the network did.
+        The post-trained network, from one tensor to one: where X is a dict, or integers, or the
+        network returns an object, in a wrapper.
+    network_ : nn.Module
+        The same without the wrapper, called as the network was: what to save or use elsewhere.
     split_ : str or list of str
         Names of the split points.
     classes_ : ndarray of shape (n_classes,)
@@ -186,19 +189,25 @@ class FeatureBackpropClassifier(ClassifierMixin, FeatureBackpropBase):
         self.random_state = random_state
         self.verbose = verbose
 
-    def fit(self, X: ArrayLike, y: ArrayLike, sample_weight: ArrayLike | None = None) -> Self:
+    def fit(
+        self, X: Any, y: ArrayLike | None = None, sample_weight: ArrayLike | None = None
+    ) -> Self:
         """Post-train a copy of the network.
 
         Parameters
         ----------
-        X : array-like of shape (n_samples, ...), or dict of str to such
+        X : array-like of shape (n_samples, ...), dict of str to such, or Dataset
             Samples: a table, a DataFrame, n-D arrays (images), or a torch tensor. For a
             network with several inputs a dict of them, whose keys are names of its
             ``forward``'s arguments, whose integers reach it as int64 (up to 2**24).
             scikit-learn cannot index a dict: for cross-validation or ``GridSearchCV`` pass
-            ``skorch.helper.SliceDict(**X)``.
-        y : array-like of shape (n_samples,) or (n_samples, n_labels)
-            Labels, or a 0/1 matrix for multi-label problems.
+            ``skorch.helper.SliceDict(**X)``. A memory map (``np.memmap``), a torch
+            ``Dataset`` of samples or of pairs (sample, label), or a ``SliceDataset`` of
+            skorch is read ``batch_size`` rows at a time where it holds more than 64 MiB,
+            else at once.
+        y : array-like of shape (n_samples,) or (n_samples, n_labels), default=None
+            Labels, or a 0/1 matrix for multi-label problems; None only for a
+            Dataset of pairs, which is then read once more.
         sample_weight : array-like of shape (n_samples,), default=None
             Weights >= 0.
 
@@ -211,8 +220,8 @@ class FeatureBackpropClassifier(ClassifierMixin, FeatureBackpropBase):
 
     def partial_fit(
         self,
-        X: ArrayLike,
-        y: ArrayLike,
+        X: Any,
+        y: ArrayLike | None = None,
         classes: ArrayLike | None = None,
         sample_weight: ArrayLike | None = None,
     ) -> Self:
@@ -225,9 +234,9 @@ class FeatureBackpropClassifier(ClassifierMixin, FeatureBackpropBase):
 
         Parameters
         ----------
-        X : array-like of shape (n_samples, ...), or dict of str to such
+        X : array-like of shape (n_samples, ...), dict of str to such, or Dataset
             Samples, as in ``fit``.
-        y : array-like of shape (n_samples,) or (n_samples, n_labels)
+        y : array-like of shape (n_samples,) or (n_samples, n_labels), default=None
             Labels.
         classes : array-like, default=None
             All labels, sorted, at the first call where ``module`` is None.
@@ -256,12 +265,12 @@ class FeatureBackpropClassifier(ClassifierMixin, FeatureBackpropBase):
         finally:
             self.__dict__.pop("_chunk_classes", None)
 
-    def decision_function(self, X: ArrayLike) -> NDArray:
+    def decision_function(self, X: Any) -> NDArray:
         """Return the logits.
 
         Parameters
         ----------
-        X : array-like of shape (n_samples, ...), or dict of str to such
+        X : array-like of shape (n_samples, ...), dict of str to such, or Dataset
             Samples, as in ``fit``.
 
         Returns
@@ -271,12 +280,12 @@ class FeatureBackpropClassifier(ClassifierMixin, FeatureBackpropBase):
         """
         return self._decision(self._logits(X))
 
-    def predict_proba(self, X: ArrayLike) -> NDArray:
+    def predict_proba(self, X: Any) -> NDArray:
         """Return class probabilities: softmax of the logits, or a sigmoid of each.
 
         Parameters
         ----------
-        X : array-like of shape (n_samples, ...), or dict of str to such
+        X : array-like of shape (n_samples, ...), dict of str to such, or Dataset
             Samples, as in ``fit``.
 
         Returns
@@ -292,12 +301,34 @@ class FeatureBackpropClassifier(ClassifierMixin, FeatureBackpropBase):
             return to_array(positive)
         return to_array(torch.cat([1 - positive, positive], dim=1))
 
-    def predict(self, X: ArrayLike) -> NDArray:
+    def score(
+        self, X: Any, y: ArrayLike | None = None, sample_weight: ArrayLike | None = None
+    ) -> float:
+        """Return the mean accuracy of :meth:`predict`.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, ...), dict of str to such, or Dataset
+            Samples, as in ``fit``.
+        y : array-like of shape (n_samples,) or (n_samples, n_labels), default=None
+            Labels; None only for a Dataset of pairs.
+        sample_weight : array-like of shape (n_samples,), default=None
+            Weights >= 0.
+
+        Returns
+        -------
+        float
+            Share of the samples whose labels are all right.
+        """
+        X, y = with_labels(X, y)
+        return super().score(X, y, sample_weight)
+
+    def predict(self, X: Any) -> NDArray:
         """Return the most probable label of each sample.
 
         Parameters
         ----------
-        X : array-like of shape (n_samples, ...), or dict of str to such
+        X : array-like of shape (n_samples, ...), dict of str to such, or Dataset
             Samples, as in ``fit``.
 
         Returns
@@ -313,7 +344,7 @@ class FeatureBackpropClassifier(ClassifierMixin, FeatureBackpropBase):
             positive if self._class_map.task == "multilabel" else positive[:, 0]
         )
 
-    def _logits(self, X: ArrayLike) -> Tensor:
+    def _logits(self, X: Any) -> Tensor:
         outputs = self._predict_outputs(X)
         return self._output_targets.head.to_logits(outputs)
 
@@ -322,7 +353,7 @@ class FeatureBackpropClassifier(ClassifierMixin, FeatureBackpropBase):
             return to_array(logits[:, 1] - logits[:, 0])
         return to_array(logits[:, 0] if self._class_map.task == "binary" else logits)
 
-    def _check_y(self, samples: NDArray, y: ArrayLike) -> NDArray:
+    def _check_y(self, samples: Samples, y: ArrayLike | None) -> NDArray:
         if y is None:
             raise ValueError(
                 f"This {type(self).__name__} estimator requires y to be passed, but the target y "

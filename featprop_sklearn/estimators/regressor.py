@@ -12,6 +12,7 @@ from torch import Tensor
 
 from featprop_sklearn.data import to_array
 from featprop_sklearn.estimators.base import FeatureBackpropBase
+from featprop_sklearn.estimators.samples import Samples, with_labels
 from featprop_sklearn.least_squares import Solver
 from featprop_sklearn.networks import Network
 from featprop_sklearn.output_targets import OutputTargets
@@ -68,8 +69,10 @@ class FeatureBackpropRegressor(RegressorMixin, FeatureBackpropBase):
     Attributes
     ----------
     module_ : nn.Module
-        The post-trained network, from one tensor to one. Where X is a dict, or integers, a
-        wrapper reads these off it, whose ``original_network`` takes them as the network did.
+        The post-trained network, from one tensor to one: where X is a dict, or integers, or the
+        network returns an object, in a wrapper.
+    network_ : nn.Module
+        The same without the wrapper, called as the network was: what to save or use elsewhere.
     split_ : str or list of str
         Names of the split points.
     n_features_in_ : int
@@ -140,19 +143,25 @@ class FeatureBackpropRegressor(RegressorMixin, FeatureBackpropBase):
         self.random_state = random_state
         self.verbose = verbose
 
-    def fit(self, X: ArrayLike, y: ArrayLike, sample_weight: ArrayLike | None = None) -> Self:
+    def fit(
+        self, X: Any, y: ArrayLike | None = None, sample_weight: ArrayLike | None = None
+    ) -> Self:
         """Post-train a copy of the network.
 
         Parameters
         ----------
-        X : array-like of shape (n_samples, ...), or dict of str to such
+        X : array-like of shape (n_samples, ...), dict of str to such, or Dataset
             Samples: a table, a DataFrame, n-D arrays (images), or a torch tensor. For a
             network with several inputs a dict of them, whose keys are names of its
             ``forward``'s arguments, whose integers reach it as int64 (up to 2**24).
             scikit-learn cannot index a dict: for cross-validation or ``GridSearchCV`` pass
-            ``skorch.helper.SliceDict(**X)``.
-        y : array-like of shape (n_samples,) or (n_samples, n_outputs)
-            Values.
+            ``skorch.helper.SliceDict(**X)``. A memory map (``np.memmap``), a torch
+            ``Dataset`` of samples or of pairs (sample, label), or a ``SliceDataset`` of
+            skorch is read ``batch_size`` rows at a time where it holds more than 64 MiB,
+            else at once.
+        y : array-like of shape (n_samples,) or (n_samples, n_outputs), default=None
+            Values; None only for a
+            Dataset of pairs, which is then read once more.
         sample_weight : array-like of shape (n_samples,), default=None
             Weights >= 0.
 
@@ -164,7 +173,7 @@ class FeatureBackpropRegressor(RegressorMixin, FeatureBackpropBase):
         return self._fit(X, y, sample_weight)
 
     def partial_fit(
-        self, X: ArrayLike, y: ArrayLike, sample_weight: ArrayLike | None = None
+        self, X: Any, y: ArrayLike | None = None, sample_weight: ArrayLike | None = None
     ) -> Self:
         """Train on a chunk of the data; the first chunk sets the network up.
 
@@ -175,10 +184,11 @@ class FeatureBackpropRegressor(RegressorMixin, FeatureBackpropBase):
 
         Parameters
         ----------
-        X : array-like of shape (n_samples, ...), or dict of str to such
+        X : array-like of shape (n_samples, ...), dict of str to such, or Dataset
             Samples, as in ``fit``.
-        y : array-like of shape (n_samples,) or (n_samples, n_outputs)
-            Values.
+        y : array-like of shape (n_samples,) or (n_samples, n_outputs), default=None
+            Values; None only for a
+            Dataset of pairs, which is then read once more.
         sample_weight : array-like of shape (n_samples,), default=None
             Weights >= 0.
 
@@ -189,12 +199,34 @@ class FeatureBackpropRegressor(RegressorMixin, FeatureBackpropBase):
         """
         return self._partial_fit(X, y, sample_weight)
 
-    def predict(self, X: ArrayLike) -> NDArray:
+    def score(
+        self, X: Any, y: ArrayLike | None = None, sample_weight: ArrayLike | None = None
+    ) -> float:
+        """Return R², the coefficient of determination of :meth:`predict`.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, ...), dict of str to such, or Dataset
+            Samples, as in ``fit``.
+        y : array-like of shape (n_samples,) or (n_samples, n_outputs), default=None
+            Values; None only for a Dataset of pairs.
+        sample_weight : array-like of shape (n_samples,), default=None
+            Weights >= 0.
+
+        Returns
+        -------
+        float
+            1 at best.
+        """
+        X, y = with_labels(X, y)
+        return super().score(X, y, sample_weight)
+
+    def predict(self, X: Any) -> NDArray:
         """Return the network's outputs.
 
         Parameters
         ----------
-        X : array-like of shape (n_samples, ...), or dict of str to such
+        X : array-like of shape (n_samples, ...), dict of str to such, or Dataset
             Samples, as in ``fit``.
 
         Returns
@@ -205,7 +237,7 @@ class FeatureBackpropRegressor(RegressorMixin, FeatureBackpropBase):
         outputs = to_array(self._predict_outputs(X))
         return outputs[:, 0] if self._flat else outputs
 
-    def _check_y(self, samples: NDArray, y: ArrayLike) -> NDArray:
+    def _check_y(self, samples: Samples, y: ArrayLike | None) -> NDArray:
         if y is None:
             raise ValueError(
                 f"This {type(self).__name__} estimator requires y to be passed, but the target y "

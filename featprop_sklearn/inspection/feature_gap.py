@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pandas as pd
 from numpy.typing import ArrayLike
 
 from featprop_sklearn.estimators import FeatureBackpropClassifier, FeatureBackpropRegressor
 
-__all__ = ["feature_gap"]
+__all__ = ["feature_gap", "refuse_others"]
 
 
 def feature_gap(
-    estimator: FeatureBackpropClassifier | FeatureBackpropRegressor, X: ArrayLike, y: ArrayLike
+    estimator: FeatureBackpropClassifier | FeatureBackpropRegressor,
+    X: Any,
+    y: ArrayLike | None = None,
 ) -> pd.DataFrame:
     """Measure, at every split, the feature targets of a fitted estimator's network.
 
@@ -19,10 +23,10 @@ def feature_gap(
     ----------
     estimator : fitted FeatureBackpropClassifier or FeatureBackpropRegressor
         Its ``module_`` is measured, with its own propagation rule.
-    X : array-like of shape (n_samples, ...), or dict of str to such
+    X : array-like of shape (n_samples, ...), dict of str to such, or Dataset
         Samples, as in ``fit``.
-    y : array-like of shape (n_samples,) or (n_samples, n_outputs)
-        Labels or values.
+    y : array-like of shape (n_samples,) or (n_samples, n_outputs), default=None
+        Labels or values; None only for a Dataset of pairs.
 
     Returns
     -------
@@ -49,12 +53,17 @@ def feature_gap(
     >>> list(table.index)
     ['hidden1', 'relu1', 'hidden2', 'relu2', 'output']
     """
+    refuse_others(estimator)
+    quality = estimator._propagate(X, y, None, keep_targets=False).quality
+    table = pd.DataFrame({split: found.summary() for split, found in quality.items()}).T
+    return table.rename_axis("split")
+
+
+def refuse_others(estimator: object) -> None:
+    """Raise TypeError for what is not one of the package's estimators."""
     if not isinstance(estimator, FeatureBackpropClassifier | FeatureBackpropRegressor):
         raise TypeError(
             "estimator must be a fitted FeatureBackpropClassifier or FeatureBackpropRegressor; got "
             f"{type(estimator).__name__}. Of a Pipeline pass the last step, and X as the steps "
             "before it transform it."
         )
-    quality = estimator._propagate(X, y, None, keep_targets=False).quality
-    table = pd.DataFrame({split: found.summary() for split, found in quality.items()}).T
-    return table.rename_axis("split")

@@ -7,11 +7,17 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from numpy.typing import ArrayLike
 from torch import Tensor, nn
 
-from featprop_sklearn.data import is_named, module_device, pack, to_tensor, without_torch
-from featprop_sklearn.inversion import inversion_method
+from featprop_sklearn.data import (
+    find_source,
+    is_named,
+    module_device,
+    pack,
+    to_tensor,
+    without_torch,
+)
+from featprop_sklearn.inversion import condition_of, inversion_method
 from featprop_sklearn.networks import (
     Chain,
     affine_sites,
@@ -29,14 +35,14 @@ __all__ = ["describe", "split_points"]
 EXAMPLES = 8
 
 
-def split_points(module: object, X: ArrayLike) -> list[str]:
+def split_points(module: object, X: Any) -> list[str]:
     """List the split points of a network: the names that ``split`` takes.
 
     Parameters
     ----------
     module : nn.Module, fitted skorch net, fitted MLPClassifier or MLPRegressor
         The network; not changed.
-    X : array-like of shape (n_samples, ...), or dict of str to such
+    X : array-like of shape (n_samples, ...), dict of str to such, or Dataset
         A few samples, in the shape that the network takes; for several inputs a dict whose
         keys are names of its arguments.
 
@@ -63,16 +69,19 @@ def split_points(module: object, X: ArrayLike) -> list[str]:
     return chain_splits(_chain(module, X)[0])
 
 
-def describe(module: object, X: ArrayLike) -> pd.DataFrame:
+def describe(module: object, X: Any, *, iterate: bool = False) -> pd.DataFrame:
     """Table the stages of a network.
 
     Parameters
     ----------
     module : nn.Module, fitted skorch net, fitted MLPClassifier or MLPRegressor
         The network; not changed.
-    X : array-like of shape (n_samples, ...), or dict of str to such
+    X : array-like of shape (n_samples, ...), dict of str to such, or Dataset
         A few samples, in the shape that the network takes; for several inputs a dict whose
         keys are names of its arguments.
+    iterate : bool, default=False
+        Whether to iterate for condition numbers of stages with more than 1500 inputs and outputs,
+        which takes seconds to minutes each.
 
     Returns
     -------
@@ -80,7 +89,9 @@ def describe(module: object, X: ArrayLike) -> pd.DataFrame:
         One row per stage, index its name; columns ``layer`` (type), ``in_shape``,
         ``out_shape`` (of one sample), ``parameters`` (count), ``refitted`` (how many of them
         ``trainer="closed_form"`` refits, at a split from here on), ``split`` (whether it is a
-        split point) and ``inversion`` (how targets pass backwards through it).
+        split point), ``inversion`` (how targets pass backwards through it) and ``condition``
+        (of an affine stage: its largest singular value over its smallest that is not zero; NaN
+        elsewhere).
 
     Raises
     ------
@@ -102,6 +113,7 @@ def describe(module: object, X: ArrayLike) -> pd.DataFrame:
             "refitted": refitted[index],
             "split": stage.name in splits,
             "inversion": inversion_method(stage.module),
+            "condition": condition_of(stage.module, stage.in_shape, iterate=iterate),
         }
         for index, stage in enumerate(chain)
     ]
@@ -115,6 +127,9 @@ def _size(module: nn.Module) -> int:
 def _chain(module: object, X: Any) -> tuple[Chain, Tensor]:
     network = private_copy(as_network(module).module)
     refuse_sequence(module, X)
+    source = find_source(X)
+    if source is not None:
+        X = source.read(range(min(EXAMPLES, len(source))))
     if is_named(X):
         rows, layout = pack({name: _first_rows(X[name]) for name in X}, None, "split_points")
     else:

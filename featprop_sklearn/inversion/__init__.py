@@ -13,7 +13,7 @@ from featprop_sklearn.inversion import (
 from featprop_sklearn.inversion.base import InversionOptions, Inverter, UnsupportedLayerError
 from featprop_sklearn.inversion.layer_inverter import LayerInverter
 from featprop_sklearn.inversion.pipeline import make_inversion_pipeline, pipeline_of_layers
-from featprop_sklearn.inversion.prepare import prepare_inverter
+from featprop_sklearn.inversion.prepare import condition_of, prepare_inverter
 from featprop_sklearn.inversion.registry import (
     inversion_method,
     keeps_bounds,
@@ -39,6 +39,7 @@ __all__ = [
     "Inverter",
     "LayerInverter",
     "UnsupportedLayerError",
+    "condition_of",
     "inversion_method",
     "keeps_bounds",
     "make_inversion_pipeline",

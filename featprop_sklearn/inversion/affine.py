@@ -70,7 +70,7 @@ class AffineInverter(Inverter):
 
     def __init__(self, layer: nn.Module, in_shape: Size, options: InversionOptions) -> None:
         super().__init__(layer, in_shape, options)
-        self.linear_map = _BUILDERS[_registered_type(layer)](layer, in_shape)
+        self.linear_map = linear_map_of(layer, in_shape)
         _require_affine(layer, self.linear_map, in_shape)
         solver = get_solver(options.solver)
         auto = solver if isinstance(solver, AutoSolver) else None
@@ -277,6 +277,11 @@ _REARRANGEMENTS: tuple[type[nn.Module], ...] = (
     nn.AlphaDropout,
     nn.FeatureAlphaDropout,
 )
+
+
+def linear_map_of(layer: nn.Module, in_shape: Size) -> LinearMap:
+    """Return A of an affine layer, on one channel or row where all of them are alike."""
+    return _BUILDERS[_registered_type(layer)](layer, in_shape)
 
 
 def _registered_type(layer: nn.Module) -> type[nn.Module]:

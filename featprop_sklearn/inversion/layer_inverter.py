@@ -20,6 +20,7 @@ from featprop_sklearn.data import (
     check_samples,
     module_device,
     module_dtype,
+    plain_torch,
     to_array,
     to_tensor,
 )
@@ -111,6 +112,7 @@ class LayerInverter(
         self.damping = damping
         self.bounds = bounds
 
+    @plain_torch()
     def fit(self, X: ArrayLike, y: object = None) -> Self:
         """Learn the shapes, set up the inversion, keep the mean of X.
 
@@ -141,6 +143,7 @@ class LayerInverter(
         self.result_ = self._invert(to_array(first, samples.dtype), self._references(None, 1))
         return self
 
+    @plain_torch()
     def transform(self, X: ArrayLike) -> NDArray:
         """Run the layer.
 
@@ -159,6 +162,7 @@ class LayerInverter(
         self._check_shape(samples, self.in_shape_, "X", "inputs")
         return to_array(self._run(samples), samples.dtype)
 
+    @plain_torch()
     def inverse_transform(self, Y: ArrayLike, reference: ArrayLike | None = None) -> NDArray:
         """Find the nearest preimages of wanted outputs.
 
@@ -193,7 +197,7 @@ class LayerInverter(
                 f"(solver {result.solver}, residual {result.residual:.1e} after "
                 f"{result.iterations} iterations). {result.advice}",
                 ConvergenceWarning,
-                stacklevel=2,
+                stacklevel=3,
             )
         return to_array(result.solution, wanted.dtype)
 

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+from math import nan
+
 import torch
 from torch import Size, nn
 
+from featprop_sklearn.inversion.affine import AffineInverter, RearrangementInverter, linear_map_of
 from featprop_sklearn.inversion.base import InversionOptions, Inverter
 from featprop_sklearn.inversion.composite import GaussNewton
 from featprop_sklearn.inversion.registry import find_inverter
 from featprop_sklearn.inversion.set_ups import SET_UPS
-from featprop_sklearn.least_squares import SOLVERS
+from featprop_sklearn.least_squares import SOLVERS, condition_number
 from featprop_sklearn.networks import private_layer
 from featprop_sklearn.networks.fingerprint import fingerprint
 
-__all__ = ["prepare_inverter"]
+__all__ = ["condition_of", "prepare_inverter"]
 
 
 def prepare_inverter(
@@ -69,6 +72,30 @@ def prepare_inverter(
             "Use bounds=None."
         )
     return inverter
+
+
+def condition_of(
+    layer: nn.Module, in_shape: Size | tuple[int, ...], *, iterate: bool = False
+) -> float:
+    """Return the condition number of an affine layer, NaN of any other.
+
+    Parameters
+    ----------
+    layer : nn.Module
+        One tensor in, one tensor out, batch first.
+    in_shape : tuple of int
+        Shape of one input, without the batch dimension.
+    iterate : bool
+        Whether to take the time that a large layer needs; NaN otherwise.
+    """
+    factory = find_inverter(type(layer))
+    if factory is RearrangementInverter:
+        return 1.0
+    if factory is not AffineInverter:
+        return nan
+    twin = private_layer(layer).to(dtype=torch.float64).requires_grad_(False)
+    with torch.no_grad():
+        return condition_number(linear_map_of(twin, Size(in_shape)), iterate=iterate)
 
 
 def _keep_default_eps(twin: nn.Module) -> nn.Module:

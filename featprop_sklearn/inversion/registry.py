@@ -67,10 +67,15 @@ def registered_layers() -> tuple[type[nn.Module], ...]:
 
 
 def find_inverter(layer_type: type[nn.Module]) -> Factory | None:
-    """Return the factory of the nearest registered ancestor, or None."""
+    """Return the factory of the nearest registered ancestor, or None.
+
+    A subclass of one of torch's layers with a forward of its own computes something else.
+    """
     for ancestor in layer_type.__mro__:
         if ancestor in _FACTORIES:
-            return _FACTORIES[ancestor]
+            is_torchs = ancestor.__module__.startswith("torch.")
+            same = layer_type.forward is ancestor.forward
+            return _FACTORIES[ancestor] if same or not is_torchs else None
     return None
 
 

@@ -3,7 +3,11 @@
 from featprop_sklearn.least_squares.choice import AutoSolver
 from featprop_sklearn.least_squares.convolution_map import ConvolutionMap, Kernel
 from featprop_sklearn.least_squares.cost import Cost
-from featprop_sklearn.least_squares.damping import check_damping, resolve_damping
+from featprop_sklearn.least_squares.damping import (
+    check_damping,
+    condition_number,
+    resolve_damping,
+)
 from featprop_sklearn.least_squares.direct import DirectSolver
 from featprop_sklearn.least_squares.krylov import KrylovSolver
 from featprop_sklearn.least_squares.linear_map import LinearMap
@@ -51,6 +55,7 @@ __all__ = [
     "SparseSolver",
     "TorusSolver",
     "check_damping",
+    "condition_number",
     "get_solver",
     "join_results",
     "register_solver",

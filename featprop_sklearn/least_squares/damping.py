@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from math import isfinite, sqrt
+from math import inf, isfinite, nan, sqrt
 from numbers import Real
 
 import torch
@@ -19,10 +19,12 @@ from featprop_sklearn.least_squares.spectrum import (
     largest_singular_value,
 )
 
-__all__ = ["check_damping", "resolve_damping"]
+__all__ = ["check_damping", "condition_number", "resolve_damping"]
 
 CONDITION = 1e3
 SVD_LIMIT = 1500
+#: singular values that iterations can tell from zero, in units of the largest
+ITERATED = 1e-6
 #: an eigenvector needs no accurate solutions
 LOOSE = KrylovSolver(tolerance=1e-4, max_iterations=2000)
 
@@ -62,16 +64,50 @@ def resolve_damping(
     number = check_damping(damping)
     if number is not None:
         return number
-    auto = auto or AutoSolver()
-    exact = linear_map.gram_diagonal() is not None or (
+    largest, smallest = _extremes(linear_map, auto or AutoSolver())
+    return sqrt(max(0.0, (largest / CONDITION) ** 2 - smallest**2))
+
+
+def condition_number(linear_map: LinearMap, *, iterate: bool = False) -> float:
+    """Say how much a linear map can magnify a relative error on the way back.
+
+    Parameters
+    ----------
+    linear_map : LinearMap
+        A, the same for every sample.
+    iterate : bool
+        Whether to take the time that a large map needs.
+
+    Returns
+    -------
+    float
+        σ_max over the smallest σ above max(m, n)·eps·σ_max, as ``damping="auto"`` sees them:
+        exact where A'A is diagonal or the smaller side of the matrix is at most 1500; beyond
+        that NaN, or from iterations, within a few percent up to 1e3; these see zeros too, and
+        give infinity from 1e6 on. NaN for A = 0.
+    """
+    auto = AutoSolver()
+    exact = _is_exact(linear_map, auto)
+    if not exact and not iterate:
+        return nan
+    largest, smallest = _extremes(linear_map, auto)
+    if largest == 0.0:
+        return nan
+    return largest / smallest if exact or smallest > ITERATED * largest else inf
+
+
+def _extremes(linear_map: LinearMap, auto: AutoSolver) -> tuple[float, float]:
+    """Return σ_max and the smallest σ that does not count as zero."""
+    if _is_exact(linear_map, auto):
+        return exact_extremes(linear_map)
+    largest = largest_singular_value(linear_map)
+    return largest, _smallest_singular_value(linear_map, largest / CONDITION, auto)
+
+
+def _is_exact(linear_map: LinearMap, auto: AutoSolver) -> bool:
+    return linear_map.gram_diagonal() is not None or (
         min(linear_map.shape) <= SVD_LIMIT and auto.choose(linear_map, 0.0) == "direct"
     )
-    if exact:
-        largest, smallest = exact_extremes(linear_map)
-    else:
-        largest = largest_singular_value(linear_map)
-        smallest = _smallest_singular_value(linear_map, largest / CONDITION, auto)
-    return sqrt(max(0.0, (largest / CONDITION) ** 2 - smallest**2))
 
 
 def check_damping(damping: object) -> float | None:

@@ -5,9 +5,6 @@ from featprop_sklearn.networks.chain import (
     Stage,
     build_chain,
     last_layer_type,
-    open_sequential,
-    private_copy,
-    private_layer,
 )
 from featprop_sklearn.networks.conversion import Network, as_network
 from featprop_sklearn.networks.default import Rescale, default_network, weighted_moments
@@ -21,11 +18,14 @@ from featprop_sklearn.networks.inputs import (
 )
 from featprop_sklearn.networks.layers import is_layer, treat_as_layer
 from featprop_sklearn.networks.outputs import SingleOutput
+from featprop_sklearn.networks.private import private_copy, private_layer
 from featprop_sklearn.networks.probe import probe_network
 from featprop_sklearn.networks.ranges import output_ranges
+from featprop_sklearn.networks.sequential import open_sequential
 from featprop_sklearn.networks.sharing import SharedParameters
 from featprop_sklearn.networks.sites import AFFINE_LAYERS, Site, affine_sites, reasons_against
 from featprop_sklearn.networks.splits import chain_splits, resolve_splits
+from featprop_sklearn.networks.unwrapping import unwrap
 
 __all__ = [
     "AFFINE_LAYERS",
@@ -58,6 +58,7 @@ __all__ = [
     "refuse_sequence",
     "resolve_splits",
     "treat_as_layer",
+    "unwrap",
     "weighted_moments",
     "with_inputs",
 ]

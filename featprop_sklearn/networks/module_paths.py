@@ -7,9 +7,10 @@ from contextlib import ExitStack
 
 from torch import Tensor, nn
 
+from featprop_sklearn.networks.layers import is_layer
 from featprop_sklearn.networks.outputs import tensors_in
 
-__all__ = ["module_paths", "run_watched"]
+__all__ = ["module_paths", "modules_outside_layers", "run_watched"]
 
 
 def module_paths(network: nn.Module) -> dict[nn.Module, list[str]]:
@@ -19,6 +20,23 @@ def module_paths(network: nn.Module) -> dict[nn.Module, list[str]]:
         if path:
             paths.setdefault(module, []).append(path)
     return paths
+
+
+def modules_outside_layers(module: nn.Module) -> dict[nn.Module, str]:
+    """Return the paths of the modules, except those inside of layers."""
+    found: dict[nn.Module, str] = {}
+    pending = [("", module)]
+    while pending:
+        path, part = pending.pop()
+        if part in found:
+            continue
+        found[part] = path
+        is_container = type(part).forward is nn.Module.forward
+        if path and is_layer(part) and not is_container:
+            continue
+        prefix = f"{path}." if path else ""
+        pending += [(f"{prefix}{name}", child) for name, child in part.named_children()]
+    return found
 
 
 def run_watched(stage: nn.Module, x: Tensor) -> tuple[Tensor, list[nn.Module], list[nn.Module]]:

@@ -14,7 +14,7 @@ from torch import Tensor, fx, nn
 
 from featprop_sklearn.networks.functional import Reshape, layer_of_call
 
-__all__ = ["CannotOpenError", "Segment", "has_rows", "trace_segments"]
+__all__ = ["CannotOpenError", "Segment", "has_rows", "is_plain_call", "trace_segments"]
 
 #: characters of torch.fx's own reason that are worth repeating
 REASON_LENGTH = 120
@@ -26,15 +26,18 @@ class CannotOpenError(Exception):
 
 @dataclass(frozen=True)
 class Segment:
-    """What one traced ``forward`` computes between two single-tensor points.
+    """What one ``forward`` computes between two single-tensor points.
 
     ``child`` is the path of the submodule when the segment is just one call of it;
-    otherwise ``module`` computes the segment.
+    otherwise ``module`` computes the segment. ``ends`` are paths of modules whose output the
+    segment's is, ``inside`` those of others that are at work in it, as far as they are known.
     """
 
     name: str
     module: nn.Module
     child: str | None = None
+    ends: tuple[str, ...] = ()
+    inside: tuple[str, ...] = ()
 
 
 class _OneLevel(fx.Tracer):
@@ -206,7 +209,7 @@ def _segment(
             path = str(last.target)
             name = last.meta.get("written_as")
             child = traced.get_submodule(path)
-            if _is_plain_call(last, source, child):
+            if is_plain_call(child, source, last.args, last.kwargs):
                 return Segment(name, child) if name else Segment(path, child, child=path)
         value, result = values[source], values[last]
         if last.op in ("call_function", "call_method") and last.args[:1] == (source,):
@@ -216,18 +219,22 @@ def _segment(
     return Segment(last.name, _composite(traced, source, nodes))
 
 
-def _is_plain_call(node: fx.Node, source: fx.Node, child: nn.Module) -> bool:
-    """Return whether the child gets the one tensor first, and its defaults for all else."""
-    if node.args == (source,) and not node.kwargs:
-        return True
+def is_plain_call(
+    module: nn.Module, source: object, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> bool:
+    """Return whether a module gets the one tensor first, and its defaults for all else."""
+    if not kwargs and len(args) == 1:
+        return args[0] is source
     try:
-        signature = inspect.signature(child.forward)
-        first, *others = signature.bind(*node.args, **node.kwargs).arguments.items()
+        signature = inspect.signature(module.forward)
+        first, *others = signature.bind(*args, **kwargs).arguments.items()
     except (TypeError, ValueError):  # compiled forwards have no signature
         return False
     parameters = signature.parameters
-    return first == (next(iter(parameters)), source) and all(
-        value is parameters[name].default for name, value in others
+    return (
+        first[0] == next(iter(parameters))
+        and first[1] is source
+        and all(value is parameters[name].default for name, value in others)
     )
 
 

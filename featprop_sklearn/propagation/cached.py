@@ -18,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from featprop_sklearn.data import batches, to_array, to_tensor
+from featprop_sklearn.data import Inputs, batches, to_array, to_tensor
 from featprop_sklearn.data.memory import ResultStore, open_store
 from featprop_sklearn.networks import Chain
 from featprop_sklearn.networks.fingerprint import fingerprint
@@ -33,7 +33,7 @@ def cached_propagate(
     memory: Any,
     rule: Any,
     chain: Chain,
-    x: Tensor,
+    x: Inputs,
     y: Tensor,
     output_targets: OutputTargets,
     splits: Sequence[str],
@@ -49,7 +49,8 @@ def cached_propagate(
     Parameters
     ----------
     memory : None, str, or object with the joblib.Memory interface
-        Where results are kept; None keeps none.
+        Where results are kept; None keeps none. Those of samples that do not fit in memory are
+        not kept.
     rule : JointRule or LayerwiseRule
         How targets go backwards. Its ``key(chain)`` holds all that decides the targets,
         besides network, data and output targets; its ``sweeps`` says whether it goes stage
@@ -63,7 +64,7 @@ def cached_propagate(
         Targets and quality at each split, bit by bit what :func:`propagate` returns.
     """
     store = open_store(memory)
-    if store is None:
+    if store is None or not isinstance(x, Tensor):
         return propagate(
             rule, chain, x, y, output_targets, splits, batch_size, keep_targets=keep_targets
         )
@@ -201,5 +202,5 @@ class _EachSplit(_Part):
             [split],
             self.batch_size,
         )
-        target = self.put_target(at, to_array(found.targets[split]))
+        target = self.put_target(at, to_array(found.targets[split][:]))
         return target, self.put_quality(at, found.quality[split])

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from featprop_sklearn.data import batches
+from featprop_sklearn.data import Inputs, RowStore, batches
 from featprop_sklearn.inversion import InversionOptions
 from featprop_sklearn.least_squares import Solver
 from featprop_sklearn.networks import Chain
@@ -29,13 +29,13 @@ class Propagated:
 
     Attributes
     ----------
-    targets : dict of str to Tensor of shape (n_samples, ...)
+    targets : dict of str to Inputs of shape (n_samples, ...)
         In the network's dtype, on its device.
     quality : dict of str to TargetQuality
         Per-sample measures.
     """
 
-    targets: dict[str, Tensor]
+    targets: dict[str, Inputs]
     quality: dict[str, TargetQuality]
 
 
@@ -60,7 +60,7 @@ def make_rule(propagation: str, *, solver: str | Solver, damping: str | float) -
 def propagate(
     rule: Rule,
     chain: Chain,
-    x: Tensor,
+    x: Inputs,
     y: Tensor,
     output_targets: OutputTargets,
     splits: Sequence[str],
@@ -76,7 +76,7 @@ def propagate(
         How targets go backwards.
     chain : Chain
         The network.
-    x : Tensor of shape (n_samples, ...)
+    x : Inputs of shape (n_samples, ...)
         Inputs of the network, in its dtype, on its device.
     y : Tensor of n_samples rows
         Encoded labels or values.
@@ -95,7 +95,7 @@ def propagate(
         Targets and quality at each split.
     """
     positions = {split: chain.names.index(split) for split in splits}
-    targets: dict[str, list[Tensor]] = {split: [] for split in splits}
+    targets = {split: RowStore(x) for split in splits}
     quality: dict[str, list[TargetQuality]] = {split: [] for split in splits}
     with torch.no_grad():
         rule.fit(chain, list(chain.features(x[:2])), splits)
@@ -120,6 +120,6 @@ def propagate(
                     )
                 )
     return Propagated(
-        {split: torch.cat(parts) for split, parts in targets.items() if parts},
+        {split: store.result() for split, store in targets.items() if keep_targets},
         {split: TargetQuality.concatenate(parts) for split, parts in quality.items()},
     )

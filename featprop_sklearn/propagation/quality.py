@@ -13,7 +13,12 @@ from torch import Tensor
 from featprop_sklearn.networks import Chain
 from featprop_sklearn.output_targets import OutputTargets
 
-__all__ = ["TargetQuality", "measure_targets"]
+__all__ = ["STATUSES", "TargetQuality", "measure_targets"]
+
+#: what can become of a sample: its output was acceptable as it was; it is, given the target; or
+#: why not (see :class:`Acceptable`)
+STATUSES = ("met", "reached", "missed", "blocked", "stalled", "not_finite")
+MET, REACHED, MISSED = np.arange(3, dtype=np.int8)
 
 
 @dataclass(frozen=True)
@@ -33,9 +38,8 @@ class TargetQuality:
         the feature is zero).
     residual : ndarray
         ‖output given the target − wanted output‖ over ‖wanted output‖.
-    status : ndarray of str
-        "met" (the output was acceptable, nothing was to be done), "reached", or why not:
-        "missed", or what the rule says (see :class:`Acceptable`).
+    status : ndarray of int8
+        What became of the sample, a number in ``STATUSES``.
     """
 
     correct: NDArray
@@ -54,8 +58,8 @@ class TargetQuality:
 
     def counts(self) -> dict[str, int]:
         """Count the samples by what became of them."""
-        names, numbers = np.unique(self.status, return_counts=True)
-        return dict(zip(names.tolist(), numbers.tolist(), strict=True))
+        numbers = np.bincount(self.status, minlength=len(STATUSES)).tolist()
+        return {name: n for name, n in sorted(zip(STATUSES, numbers, strict=True)) if n}
 
     def summary(self, weights: NDArray | None = None) -> dict[str, float]:
         """Weighted means: the columns of ``feature_gap`` and of ``report_``.
@@ -110,8 +114,9 @@ def measure_targets(
     displacement = _row_norm(target - feature)
     met = output_targets.reached(output, y).cpu().numpy()
     reached = output_targets.reached(reached_output, y).cpu().numpy()
-    why = np.asarray(["missed"] * len(met) if status is None else status)
-    why = np.where(np.isin(why, ("met", "reached")), "missed", why)
+    why = np.full(len(met), MISSED)
+    if status is not None:
+        why = np.maximum(why, np.array([STATUSES.index(name) for name in status], dtype=np.int8))
     return TargetQuality(
         correct=output_targets.correct(output, y).cpu().numpy(),
         corrected=output_targets.correct(reached_output, y).cpu().numpy(),
@@ -119,7 +124,7 @@ def measure_targets(
         displacement=displacement,
         relative_displacement=_relative(displacement, _row_norm(feature)),
         residual=_ratio(_row_norm(reached_output - wanted), _row_norm(wanted)),
-        status=np.where(reached, np.where(met, "met", "reached"), why),
+        status=np.where(reached, np.where(met, MET, REACHED), why),
     )
 
 

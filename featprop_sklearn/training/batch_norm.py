@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from typing import Any
 
@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from featprop_sklearn.data import batches
+from featprop_sklearn.data import Inputs
+from featprop_sklearn.training.carried import CarriedFeatures
 from featprop_sklearn.training.component import SplitNetwork
 
 __all__ = ["Moments", "reestimate_batch_norm"]
@@ -18,7 +19,7 @@ __all__ = ["Moments", "reestimate_batch_norm"]
 
 @torch.no_grad()
 def reestimate_batch_norm(
-    network: SplitNetwork, inputs: Tensor, batch_size: int, weights: Tensor | None = None
+    network: SplitNetwork, inputs: Inputs, batch_size: int, weights: Tensor | None = None
 ) -> bool:
     """Replace the statistics of the trained BatchNorm layers by those of the data.
 
@@ -30,7 +31,7 @@ def reestimate_batch_norm(
     ----------
     network : SplitNetwork
         Private; changed in place, and left in eval mode.
-    inputs : Tensor of shape (n_samples, ...)
+    inputs : Inputs of shape (n_samples, ...)
         The data.
     batch_size : int
         Rows a batch.
@@ -44,12 +45,15 @@ def reestimate_batch_norm(
     """
     if weights is None:
         weights = torch.ones(len(inputs), device=inputs.device)
+    stages = list(network.upstream)
     layers = _trained_layers(network, inputs[:2])
-    for layer in layers:
+    carried = CarriedFeatures(stages, inputs, batch_size)
+    for layer, places in layers.items():
+        carried.advance(places[0])
         moments = Moments()
-        for rows in batches(len(inputs), batch_size):
+        for rows, x in carried.before(places[0]):
             with layer.register_forward_pre_hook(_into(moments, weights[rows])):
-                _run(network, inputs[rows])
+                _run(stages[places[0] : places[-1] + 1], x)
         layer.running_mean.copy_(moments.mean)
         layer.running_var.copy_(moments.variance)
     return bool(layers)
@@ -90,8 +94,8 @@ class Moments:
         self.variance = torch.lerp(self.variance.to(variance), variance, new) + between
 
 
-def _trained_layers(network: SplitNetwork, x: Tensor) -> list[Any]:
-    """List the layers whose statistics may move, in the order in which they run."""
+def _trained_layers(network: SplitNetwork, x: Tensor) -> dict[Any, list[int]]:
+    """List the layers whose statistics may move, in the order in which they run, and where."""
     network.train()  # which leaves out what is frozen
     trained = [
         layer
@@ -99,14 +103,17 @@ def _trained_layers(network: SplitNetwork, x: Tensor) -> list[Any]:
         if isinstance(layer, _BatchNorm) and layer.training and layer.track_running_stats
     ]
     network.eval()
-    called: list[nn.Module] = []
-    with ExitStack() as hooks:
-        for layer in trained:
-            hooks.enter_context(
-                layer.register_forward_pre_hook(lambda module, _: called.append(module))
-            )
-        _run(network, x)
-    return list(dict.fromkeys(called))
+    called: dict[Any, list[int]] = {}
+    for index, stage in enumerate(network.upstream):
+        with ExitStack() as hooks:
+            for layer in trained:
+                hooks.enter_context(
+                    layer.register_forward_pre_hook(
+                        lambda module, _, index=index: called.setdefault(module, []).append(index)
+                    )
+                )
+            x = stage(x)
+    return called
 
 
 def _into(moments: Moments, weights: Tensor) -> Callable[[nn.Module, tuple], None]:
@@ -118,6 +125,6 @@ def _into(moments: Moments, weights: Tensor) -> Callable[[nn.Module, tuple], Non
     return hook
 
 
-def _run(network: SplitNetwork, x: Tensor) -> None:
-    for stage in network.upstream:
+def _run(stages: Sequence[nn.Module], x: Tensor) -> None:
+    for stage in stages:
         x = stage(x)

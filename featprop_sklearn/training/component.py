@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from featprop_sklearn.data import Inputs, join_rows, take_rows
 from featprop_sklearn.networks import Chain
 from featprop_sklearn.output_targets import OutputTargets
 
@@ -20,16 +22,39 @@ __all__ = ["Component", "Labelled", "SplitNetwork", "TrainingResult"]
 class Labelled:
     """Samples at the input of a component: features, encoded labels or values, weights."""
 
-    inputs: Tensor
+    inputs: Inputs
     y: Tensor
     weights: Tensor
 
     def __getitem__(self, rows: Any) -> Labelled:
-        """Select rows."""
+        """Read rows."""
         return Labelled(self.inputs[rows], self.y[rows], self.weights[rows])
+
+    def take(self, rows: slice | Tensor) -> Labelled:
+        """Choose rows, without reading them where they are not in memory."""
+        return Labelled(take_rows(self.inputs, rows), self.y[rows], self.weights[rows])
+
+    def join(self, other: Labelled) -> Labelled:
+        """Append rows of the same samples."""
+        return Labelled(
+            join_rows(self.inputs, other.inputs),
+            torch.cat([self.y, other.y]),
+            torch.cat([self.weights, other.weights]),
+        )
 
     def __len__(self) -> int:
         return len(self.inputs)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Copy the rows to be pickled: of a view torch would send all that it is a view of."""
+        return {
+            name: part.clone() if isinstance(part, Tensor) else part
+            for name, part in vars(self).items()
+        }
+
+    def __sizeof__(self) -> int:
+        """Tell Dask how much there is to send: much goes to a worker, not to the scheduler."""
+        return sum(part.nbytes for part in vars(self).values() if isinstance(part, Tensor))
 
 
 @dataclass(frozen=True)
@@ -44,7 +69,7 @@ class Component:
         What is trained, and the frozen rest of the network downstream.
     data : Labelled
         Training samples.
-    targets : Tensor of shape (n_samples, ...) or None
+    targets : Inputs of shape (n_samples, ...) or None
         Wanted features at the split; None trains on the task alone.
     output_targets : OutputTargets
         Task and head of the network.
@@ -58,7 +83,7 @@ class Component:
     stages: Chain
     after: Chain
     data: Labelled
-    targets: Tensor | None
+    targets: Inputs | None
     output_targets: OutputTargets
     validation: Labelled | None = None
     before: Chain = field(default_factory=lambda: Chain(()))
@@ -67,6 +92,11 @@ class Component:
         """Copy the stages (shared layers stay shared), so that training touches nothing else."""
         stages, after, before = copy.deepcopy((self.stages, self.after, self.before))
         return replace(self, stages=stages, after=after, before=before)
+
+    def __sizeof__(self) -> int:
+        """Tell Dask how much data there is to send."""
+        targets = getattr(self.targets, "nbytes", 0)
+        return sys.getsizeof(self.data) + sys.getsizeof(self.validation) + targets
 
     def network(self) -> SplitNetwork:
         """Return the component as a module, which freezes what is not to be trained."""

@@ -10,15 +10,18 @@ from numpy.typing import NDArray
 from sklearn.linear_model import LogisticRegression
 from torch import Tensor, nn
 
-from featprop_sklearn.data import to_array
+from featprop_sklearn.data import Inputs, batches, to_array
 from featprop_sklearn.networks import Chain, Site
 from featprop_sklearn.output_targets import OutputTargets
+from featprop_sklearn.training.streamed_logistic import Standardised, streamed_logistic
 
 __all__ = ["is_head", "refit_head"]
 
 #: rows times unknowns up to which Newton's method, exact in a few steps, costs next to nothing
 NEWTON_UP_TO = 100_000
 MAX_ITERATIONS = 1000
+#: numbers of the features up to which scikit-learn is given all of them
+AT_ONCE = 1 << 24
 #: logits up to here can be read off any head; probabilities saturate beyond
 MODERATE = 4.0
 
@@ -62,7 +65,7 @@ def is_head(site: Site, chain: Chain, x: Tensor, output_targets: OutputTargets) 
 @torch.no_grad()
 def refit_head(
     layer: nn.Linear,
-    features: Tensor,
+    features: Inputs,
     y: Tensor,
     weights: Tensor,
     output_targets: OutputTargets,
@@ -77,7 +80,7 @@ def refit_head(
     ----------
     layer : nn.Linear
         Whose outputs are the logits; changed in place.
-    features : Tensor of shape (n_samples, n_features)
+    features : Inputs of shape (n_samples, n_features)
         Its inputs.
     y : Tensor
         Encoded labels.
@@ -88,57 +91,62 @@ def refit_head(
     C : float
         Inverse strength of the penalty, on standardised features.
     """
-    # one copy of the features, worked on in place: all else here is small
-    rows, w = np.array(to_array(features), dtype=np.float64), to_array(weights, np.float64)
-    if not np.isfinite(rows).all():
+    standard = Standardised.of(
+        features, weights, centre=layer.bias is not None, precision=torch.finfo(features.dtype).eps
+    )
+    if not torch.isfinite(standard.scale).all():
         return
-    precision = torch.finfo(features.dtype).eps
-    mean, scale = _standardise(rows, w, centre=layer.bias is not None, precision=precision)
+    mean, scale = to_array(standard.mean), to_array(standard.scale)
     new_weight, new_bias = to_array(layer.weight, np.float64).copy(), _bias(layer)
     for index, labels in _problems(to_array(y), output_targets.task):
-        classes = np.unique(labels)
+        classes = np.flatnonzero(np.bincount(labels))
         if len(classes) < 2:
             continue
-        model = LogisticRegression(
-            C=C,
-            solver=_solver(rows, len(classes)),
-            max_iter=MAX_ITERATIONS,
-            fit_intercept=layer.bias is not None,
-        ).fit(rows, labels, sample_weight=w)
-        coefficients = model.coef_ / scale
-        intercepts = model.intercept_ - coefficients @ mean
+        fit = _fit if features.shape[0] * features.shape[1] <= AT_ONCE else _fit_streamed
+        coefficients, intercepts = fit(standard, labels, weights, C, layer.bias is not None)
+        coefficients = coefficients / scale
+        intercepts = intercepts - coefficients @ mean
         if len(coefficients) == 1 and output_targets.task == "multiclass":
             # one logit is the lead of the second class over the first
             coefficients = np.vstack([-coefficients, coefficients]) / 2
             intercepts = np.hstack([-intercepts, intercepts]) / 2
         place = classes if output_targets.task == "multiclass" else [index]
         new_weight[place], new_bias[place] = coefficients, intercepts
-    if output_targets.task == "multiclass":
-        _lower_absent(new_weight, new_bias, to_array(features, np.float64), to_array(y))
     layer.weight.copy_(torch.from_numpy(new_weight))
     if layer.bias is not None:
+        if output_targets.task == "multiclass":
+            new_bias -= _excess(torch.from_numpy(new_weight), new_bias, features, y)
         layer.bias.copy_(torch.from_numpy(new_bias))
+
+
+def _fit(
+    features: Standardised, labels: NDArray, weights: Tensor, C: float, fit_intercept: bool
+) -> tuple[NDArray, NDArray]:
+    rows = to_array(features[:])
+    unknowns = (rows.shape[1] + 1) * len(np.unique(labels))
+    model = LogisticRegression(
+        C=C,
+        solver="newton-cholesky" if len(rows) * unknowns <= NEWTON_UP_TO else "lbfgs",
+        max_iter=MAX_ITERATIONS,
+        fit_intercept=fit_intercept,
+    ).fit(rows, labels, sample_weight=to_array(weights, np.float64))
+    return model.coef_, model.intercept_
+
+
+def _fit_streamed(
+    features: Standardised, labels: NDArray, weights: Tensor, C: float, fit_intercept: bool
+) -> tuple[NDArray, NDArray]:
+    # the classes that occur, numbered from 0 on
+    numbers = torch.from_numpy(np.cumsum(np.bincount(labels) > 0) - 1)[labels].to(weights.device)
+    return streamed_logistic(
+        features, numbers, weights, C, fit_intercept=fit_intercept, max_iter=MAX_ITERATIONS
+    )
 
 
 def _bias(layer: nn.Linear) -> NDArray:
     if layer.bias is None:
         return np.zeros(layer.out_features)
     return to_array(layer.bias, np.float64).copy()
-
-
-def _standardise(
-    rows: NDArray, weights: NDArray, *, centre: bool, precision: float
-) -> tuple[NDArray, NDArray]:
-    """Give features mean 0, if a bias can make up for it, and size 1, in place."""
-    share = weights / weights.sum()
-    largest = np.maximum(rows.max(axis=0), -rows.min(axis=0))
-    mean = share @ rows if centre else np.zeros(rows.shape[1])
-    rows -= mean
-    scale = np.sqrt(np.einsum("i,ij,ij->j", share, rows, rows))
-    # rounding is no information, and standardised it would get enormous weights
-    scale[scale <= precision**0.75 * largest] = 1.0
-    rows /= scale
-    return mean, scale
 
 
 def _problems(y: NDArray, task: str) -> Iterator[tuple[int, NDArray]]:
@@ -149,16 +157,15 @@ def _problems(y: NDArray, task: str) -> Iterator[tuple[int, NDArray]]:
         yield from enumerate(y.reshape(len(y), -1).T)
 
 
-def _solver(rows: NDArray, n_classes: int) -> str:
-    unknowns = (rows.shape[1] + 1) * (n_classes if n_classes > 2 else 1)
-    return "newton-cholesky" if len(rows) * unknowns <= NEWTON_UP_TO else "lbfgs"
-
-
-def _lower_absent(weight: NDArray, bias: NDArray, rows: NDArray, y: NDArray) -> None:
-    """Let a class without samples keep its weights, but outvote no label of a sample here."""
-    present = np.unique(y)
-    absent = np.setdiff1d(np.arange(len(bias)), present)
-    if len(absent) and len(present) > 1:
-        logits = rows @ weight.T + bias
-        lead = logits[:, absent] - logits[np.arange(len(y)), y][:, None]
-        bias[absent] -= (lead.max(axis=0) + 1).clip(min=0)
+def _excess(weight: Tensor, bias: NDArray, features: Inputs, y: Tensor) -> NDArray:
+    """Return by how much a class without samples, whose weights are kept, outvotes labels here."""
+    absent = torch.ones(len(bias), dtype=torch.bool, device=y.device)
+    absent[y] = False
+    most = torch.full((len(bias),), -torch.inf, dtype=torch.float64, device=y.device)
+    if absent.any() and (~absent).sum() > 1:
+        weight, offset = weight.to(y.device), torch.from_numpy(bias).to(y.device)
+        for rows in batches(len(y), max(1, AT_ONCE // features.shape[1])):
+            logits = features[rows].double() @ weight.T + offset
+            lead = logits - logits.gather(1, y[rows][:, None])
+            most = torch.maximum(most, lead.amax(dim=0))
+    return to_array(torch.where(absent, (most + 1).clamp_min(0), 0.0))

@@ -64,10 +64,9 @@ class Judge:
         for stage in self.network:
             stage.module.eval()
         for rows in batches(len(self.data), self.batch_size):
-            part = self.data[rows]
-            output = self.network(part.inputs)
+            output, y = self.network(self.data.inputs[rows]), self.data.y[rows]
             if targets.task == "regression":
-                parts.append(task_losses(output, part.y, targets).double())
+                parts.append(task_losses(output, y, targets).double())
             else:
-                parts.append((~targets.correct(output, part.y)).double())
+                parts.append((~targets.correct(output, y)).double())
         return torch.cat(parts).nan_to_num(nan=torch.inf)

@@ -59,9 +59,8 @@ def mean_task_loss(
     """Return the weighted mean loss of a network in eval mode; infinite rather than NaN."""
     total = 0.0
     for rows in batches(len(data), len(data) if batch_size == -1 else batch_size):
-        part = data[rows]
-        losses = task_losses(network(part.inputs), part.y, output_targets)
-        total += float(torch.dot(losses.double(), part.weights.double()))
+        losses = task_losses(network(data.inputs[rows]), data.y[rows], output_targets)
+        total += float(torch.dot(losses.double(), data.weights[rows].double()))
     mean = total / float(data.weights.double().sum())
     return mean if math.isfinite(mean) else math.inf
 

@@ -8,9 +8,8 @@ from typing import Any
 
 import torch
 from joblib import Parallel, delayed
-from torch import Tensor
 
-from featprop_sklearn.data import batches
+from featprop_sklearn.data import Inputs, RowStore, batches
 from featprop_sklearn.networks import Chain
 from featprop_sklearn.output_targets import OutputTargets
 from featprop_sklearn.training.auto import AutoTrainer
@@ -28,7 +27,7 @@ def post_train(
     chain: Chain,
     splits: Sequence[str],
     data: Labelled,
-    targets: Mapping[str, Tensor],
+    targets: Mapping[str, Inputs],
     output_targets: OutputTargets,
     trainer: Trainer,
     *,
@@ -55,8 +54,8 @@ def post_train(
         In forward order.
     data : Labelled
         Samples at the network's input.
-    targets : dict of str to Tensor
-        Feature targets of ``data`` at each split.
+    targets : dict of str to Inputs
+        Feature targets of ``data`` at each split, where the trainer needs them.
     output_targets : OutputTargets
         Task and head.
     trainer : Trainer
@@ -95,31 +94,31 @@ def post_train(
                 chain[start:stop],
                 chain[stop:],
                 _carry(data, before, batch_size),
-                targets[split],
+                targets.get(split),
                 output_targets,
                 None if validation is None else _carry(validation, before, batch_size),
                 before,
             )
         )
         start = stop
+    options: dict[str, Any] = {"batch_size": batch_size, "verbose": verbose}
     results: list[TrainingResult]
     if chunk is not None:
         results = [
             trainer.train_chunk(
                 component,
                 chunk.setdefault(component.split, {}),
-                batch_size=batch_size,
                 seed=seed,
                 n_jobs=n_jobs,
+                **options,
             )
             for component, seed in zip(components, seeds, strict=True)
         ]
+    elif len(splits) == 1:  # joblib would send even one away to a cluster, with all its data
+        results = [trainer.train(components[0], seed=seeds[0], n_jobs=n_jobs, **options)]
     else:
-        outer, inner = (n_jobs, None) if len(splits) > 1 else (None, n_jobs)
-        results = Parallel(n_jobs=outer)(
-            delayed(trainer.train)(
-                component, batch_size=batch_size, seed=seed, n_jobs=inner, verbose=verbose
-            )
+        results = Parallel(n_jobs=n_jobs)(
+            delayed(trainer.train)(component, seed=seed, **options)
             for component, seed in zip(components, seeds, strict=True)
         )
     left_out = []
@@ -155,5 +154,7 @@ def _carry(data: Labelled, before: Chain, batch_size: int) -> Labelled:
     if not len(before):
         return data
     size = len(data) if batch_size == -1 else batch_size
-    parts = [before(data.inputs[rows]) for rows in batches(len(data), size)]
-    return Labelled(torch.cat(parts), data.y, data.weights)
+    features = RowStore(data.inputs)
+    for rows in batches(len(data), size):
+        features.append(before(data.inputs[rows]))
+    return Labelled(features.result(), data.y, data.weights)

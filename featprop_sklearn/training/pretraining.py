@@ -55,7 +55,7 @@ def pretrain_default_network(
         scale = weighted_moments(data.y.reshape(len(data), -1), data.weights)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        module = default_network(data.inputs, n_outputs, data.weights, scale).eval()
+        module = default_network(data.inputs[:], n_outputs, data.weights, scale).eval()
     chain: Chain = build_chain(module, data.inputs[:2])
     component = Component("output", chain, chain[:0], data, None, OutputTargets(task), validation)
     result = PRETRAINER.train(component, batch_size=-1, seed=seed, verbose=verbose)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from featprop_sklearn.data import batches
+from featprop_sklearn.data import Inputs, batches
 
 __all__ = ["RowBatches", "RowDataset"]
 
@@ -19,14 +19,14 @@ GATHERED = 8
 class RowDataset(Dataset):
     """Inputs and a dict of what the loss needs, row by row or batch by batch."""
 
-    def __init__(self, inputs: Tensor, truth: dict[str, Tensor]) -> None:
+    def __init__(self, inputs: Inputs, truth: Mapping[str, Inputs]) -> None:
         self.inputs = inputs
         self.truth = truth
 
     def __len__(self) -> int:
         return len(self.inputs)
 
-    def __getitem__(self, rows: int | slice | Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    def __getitem__(self, rows: slice | Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         return self.inputs[rows], {name: values[rows] for name, values in self.truth.items()}
 
 

@@ -7,9 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from featprop_sklearn.data import batches
+from featprop_sklearn.data import Inputs
 from featprop_sklearn.networks import Chain, affine_sites
 from featprop_sklearn.training.batch_norm import Moments
+from featprop_sklearn.training.carried import CarriedFeatures
 
 __all__ = ["wake_dead_units"]
 
@@ -18,7 +19,7 @@ _FLAT = (nn.ReLU, nn.ReLU6, nn.Hardtanh, nn.Hardsigmoid, nn.Hardswish, nn.Thresh
 
 @torch.no_grad()
 def wake_dead_units(
-    chain: Chain, inputs: Tensor, batch_size: int, weights: Tensor | None = None
+    chain: Chain, inputs: Inputs, batch_size: int, weights: Tensor | None = None
 ) -> int:
     """Centre the units whose activation is the same for every sample.
 
@@ -31,7 +32,7 @@ def wake_dead_units(
     chain : Chain
         Private; changed in place. Affine stages directly before a flat activation count, with
         weights of their own and a bias; see :func:`affine_sites`.
-    inputs : Tensor of shape (n_samples, ...)
+    inputs : Inputs of shape (n_samples, ...)
         The data.
     batch_size : int
         Rows worked on at a time.
@@ -45,15 +46,17 @@ def wake_dead_units(
     """
     if weights is None:
         weights = torch.ones(len(inputs), device=inputs.device)
+    carried = CarriedFeatures([stage.module for stage in chain], inputs, batch_size)
     woken = 0
-    for site in affine_sites(chain, inputs):
+    for site in affine_sites(chain, inputs[:8]):
         layer: Any = chain[site.stage].module
         following = chain[site.stage + 1 : site.stage + 2]
         if layer is not site.layer or layer.bias is None or not _is_flat(following):
             continue
         units = _Units()
-        for rows in batches(len(inputs), batch_size):
-            before = chain[: site.stage + 1](inputs[rows])
+        carried.advance(site.stage)
+        for rows, x in carried.before(site.stage):
+            before = chain[site.stage].module(x)
             after = following(before)
             units.add(_by_unit(layer, before), _by_unit(layer, after), weights[rows])
         dead = units.dead()

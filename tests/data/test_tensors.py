@@ -11,6 +11,7 @@ from featprop_sklearn.data import (
     batches,
     module_device,
     module_dtype,
+    plain_torch,
     resolve_device,
     to_array,
     to_tensor,
@@ -91,3 +92,16 @@ def test_device_that_is_not_there(device):
         ValueError, match=r"^device=.* cannot be used here: (.|\n)*Use 'auto', 'cpu' or a CUDA dev"
     ):
         resolve_device(device)
+
+
+def test_what_a_caller_has_switched_on_is_off_inside():
+    x = torch.randn(4, 3)
+    linear = torch.nn.Linear(3, 2)
+    with torch.autocast("cpu", dtype=torch.bfloat16), torch.inference_mode():
+        assert linear(x).dtype == torch.bfloat16
+        with plain_torch():
+            y = linear(x.clone())
+            assert y.dtype == torch.float32
+            assert not torch.is_inference_mode_enabled()
+        assert torch.is_inference_mode_enabled()
+        assert linear(x).dtype == torch.bfloat16

@@ -8,7 +8,7 @@ from sklearn.exceptions import ConvergenceWarning, NotFittedError
 from sklearn.neural_network import MLPClassifier
 from sklearn.pipeline import make_pipeline
 from torch import nn
-from torch.utils.data import TensorDataset
+from torch.utils.data import DataLoader, TensorDataset
 
 from featprop_sklearn import (
     AutoTrainer,
@@ -173,7 +173,9 @@ def test_wrong_parameters(mlp, parameters, error, text):
         (X, None, ValueError, "requires y to be passed"),
         (X, np.linspace(0, 1, 150), ValueError, "Unknown label type"),
         (X, np.eye(4)[Y], ValueError, "one column an output, 3 of them"),
-        (TensorDataset(torch.zeros(3, 4)), Y[:3], TypeError, "torch Dataset"),
+        (TensorDataset(torch.zeros(3, 4)), None, ValueError, "items of X .* are samples alone"),
+        (TensorDataset(torch.zeros(3, 4)), Y[:4], ValueError, "3 samples and y 4"),
+        (DataLoader(TensorDataset(torch.zeros(3, 4))), Y[:3], TypeError, r"Pass its dataset"),
     ],
 )
 def test_wrong_data(mlp, samples, labels, error, text):

@@ -15,6 +15,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from featprop_sklearn import describe, split_points
+from featprop_sklearn.least_squares import damping
 
 IMAGES = np.random.default_rng(0).normal(size=(20, 1, 8, 8))
 ROWS = np.random.default_rng(1).normal(size=(20, 4))
@@ -63,7 +64,49 @@ def test_table_of_a_cnn():
         ],
         columns=["stage", *columns],
     ).set_index("stage")
-    pd.testing.assert_frame_equal(describe(CNN(), IMAGES), expected)
+    table = describe(CNN(), IMAGES)
+    pd.testing.assert_frame_equal(table.drop(columns="condition"), expected)
+    affine = table["layer"].isin(["Conv2d", "Linear", "Flatten"])
+    assert table["condition"].notna().tolist() == affine.tolist()
+
+
+def jacobian_condition(layer, shape):
+    """Condition number of the dense Jacobian, zeros left out."""
+    x = torch.zeros(shape)
+    matrix = torch.autograd.functional.jacobian(lambda x: layer(x[None])[0], x)
+    values = torch.linalg.svdvals(matrix.reshape(-1, x.numel()).double()).numpy()
+    return values[0] / values[values > 1e-9 * values[0]].min()
+
+
+@pytest.mark.parametrize(
+    ("layer", "shape"),
+    [
+        (nn.Linear(7, 4), (7,)),
+        (nn.Conv2d(2, 3, 3, stride=2, padding=1), (2, 7, 6)),
+        (nn.ConvTranspose1d(3, 2, 4), (3, 9)),
+        (nn.AvgPool2d(2), (2, 6, 6)),
+        (nn.Flatten(), (2, 3)),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, nn.Module) else "",
+)
+def test_condition_numbers(layer, shape):
+    torch.manual_seed(0)
+    found = describe(nn.Sequential(layer), np.ones((2, *shape)))["condition"].item()
+    assert found == pytest.approx(jacobian_condition(layer, shape), rel=1e-5)
+
+
+def test_condition_numbers_of_large_layers_are_iterated_where_asked_for(monkeypatch):
+    torch.manual_seed(0)
+    net, X = nn.Sequential(nn.Conv2d(3, 2, 3)), np.ones((2, 3, 9, 9))
+    deficient = nn.Sequential(nn.Conv2d(2, 3, 3))
+    exact = describe(net, X)["condition"].item()
+    monkeypatch.setattr(damping, "SVD_LIMIT", 10)
+    assert np.isnan(describe(net, X)["condition"].item())
+    assert describe(net, X, iterate=True)["condition"].item() == pytest.approx(exact, rel=0.1)
+    assert np.isinf(describe(deficient, X[:, :2], iterate=True)["condition"].item())
+    nothing = nn.Sequential(nn.Linear(4, 3))
+    nn.init.zeros_(nothing[0].weight)
+    assert np.isnan(describe(nothing, ROWS)["condition"].item())
 
 
 def test_the_table_tells_how_much_the_closed_form_refits():

@@ -82,6 +82,16 @@ def test_subclass_of_a_torch_layer_is_served():
     assert type(inverter) is type(prepare_inverter(nn.ReLU(), (2,)))
 
 
+def test_subclass_of_a_torch_layer_with_another_forward_is_another_layer():
+    class ChannelsFirst(nn.LayerNorm):
+        def forward(self, x):
+            return super().forward(x.transpose(1, 2)).transpose(1, 2)
+
+    assert isinstance(prepare_inverter(ChannelsFirst(3), (3, 4)), GaussNewton)
+    register_inverter(ChannelsFirst, cube_root)
+    assert isinstance(prepare_inverter(ChannelsFirst(3), (3, 4)), ClosedForm)
+
+
 def test_later_registration_replaces_the_earlier():
     register_inverter(Cube, cube_root)
     register_inverter(Cube, CubeInverter)

@@ -283,7 +283,10 @@ class Backwards(nn.Module):
             lambda: Outer(mask=None, features=False),
             ["inner.a", "inner.relu", "inner.norm", "inner.b", "tanh"],
         ),
-        (lambda: Outer(mask=2.0), ["inner", "tanh"]),
+        (
+            lambda: Outer(mask=2.0),
+            ["inner.a", "inner.relu", "inner.norm", "inner.mul", "inner.b", "tanh"],
+        ),
         (SecondArgument, ["fc", "inner"]),
     ],
 )
@@ -297,14 +300,30 @@ def test_optional_arguments_and_keywords_are_no_obstacle(make, names):
     assert torch.equal(pickle.loads(pickle.dumps(chain))(x), network(x))
 
 
+class Reused(nn.Module):
+    """Neither torch.fx can follow it, nor is there a module that runs just once."""
+
+    def __init__(self):
+        super().__init__()
+        self.fc = nn.Linear(3, 3)
+
+    def forward(self, x):
+        return self.fc(self.fc(x)) if x.sum() < 1e9 else x
+
+
+class ReusedWrongly(Reused):
+    def forward(self, x):
+        return self.fc(self.fc(x)) * (1.0 if type(x) is torch.Tensor else 2.0)
+
+
 def test_why_a_stage_is_closed_is_kept_with_it():
     closed = {
-        name: chain_of(CASES[name])[1][-1].closed
-        for name in ("depends on data", "wrong trace", "layer")
+        make: build_chain(private_copy(make().double()), normal(8, 3))[-1].closed
+        for make in (Reused, ReusedWrongly, CASES["layer"].make)
     }
-    assert closed["depends on data"].startswith("torch.fx cannot follow its forward (symbolic")
-    assert closed["wrong trace"] == "what torch.fx reads in its forward gives another output"
-    assert closed["layer"] == "it counts as one layer"
+    assert closed[Reused].startswith("torch.fx cannot follow its forward (symbolic")
+    assert closed[ReusedWrongly] == "what torch.fx reads in its forward gives another output"
+    assert closed[CASES["layer"].make] == "it counts as one layer"
     branching = chain_of(CASES["branches"])[1][1]
     assert (branching.name, branching.closed) == (
         "cat",

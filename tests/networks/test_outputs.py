@@ -117,11 +117,11 @@ def test_a_chain_needs_no_wrapper_made_before():
     ],
     ids=["flat", "nested"],
 )
-def test_only_the_last_part_of_a_sequential_stays_closed(network):
+def test_the_last_part_of_a_sequential_is_opened_too(network):
     network[0] = nn.Linear(4, 4)
     chain = build_chain(network.eval(), rows())
     assert chain.names[:2] == ["0", "1"]
-    assert len(chain) == 3
+    assert len(chain) == 7
 
 
 def test_layers_of_torch_that_return_a_tuple():

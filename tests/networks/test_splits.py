@@ -230,8 +230,8 @@ def chain_of(make):
         (Blocks, "layer2.0.act", "layer2.0.act"),
         (Blocks, ["head", "layer1"], ["layer1.1.act", "head"]),
         (Blocks, "normed.out", "normed.out.1"),
-        (lambda: nn.Sequential(nn.Linear(4, 4), Branching()), "1.head", "1"),
-        (Branching, "head", "network"),
+        (lambda: nn.Sequential(nn.Linear(4, 4), Branching()), "1", "1.head"),
+        (Branching, "body", "body.1"),
         (Recurrent, "rnn", "getitem"),
         (Reused, "loop", "loop.1"),
         (Reused, "alias", "loop.1"),
@@ -274,24 +274,18 @@ def test_the_output_of_the_module_is_the_feature_at_the_stage(make):
             r"'layer1\.1\.act' before it, 'layer2\.0\.add' after it\. All: \['stem', ",
         ),
         (
-            Branching,
-            "body.1",
-            r"split='body\.1' lies inside stage 'network', which is not opened: "
-            r"torch\.fx cannot follow its forward \(symbolically traced variables cannot be used "
-            r"as inputs to control flow\)\. To set targets inside it, pass the network as an "
-            r"nn\.Sequential of modules that each take and return one tensor\. Nearest split "
-            r"points: 'network' after it\.",
-        ),
-        (
-            Branching,
-            "bdy",
-            r"is not a split point of this network\. All: \['network'\]\. The network stays one "
-            r"stage: torch\.fx cannot follow its forward \(sym.*\)\. To set targets in",
+            TwiceInside,
+            "fc",
+            r"split='fc' lies inside stage 'network', which is not opened: torch\.fx cannot follow "
+            r"its forward \(symbolically traced variables cannot be used as inputs to control flow"
+            r"\)\. To set targets inside it, pass the network as an nn\.Sequential of modules that "
+            r"each take and return one tensor\. Nearest split points: 'network' after it\.",
         ),
         (
             TwiceInside,
-            "fc",
-            r"split='fc' lies inside stage 'network', which is not opened: torch\.fx cannot follow",
+            "fx",
+            r"is not a split point of this network\. All: \['network'\]\. The network stays one "
+            r"stage: torch\.fx cannot follow its forward \(sym.*\)\. To set targets in",
         ),
         (
             Summed,
