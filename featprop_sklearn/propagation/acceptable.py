@@ -7,7 +7,7 @@ Only samples outside T(y) are worked on.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -15,8 +15,9 @@ from torch import Tensor
 from featprop_sklearn.least_squares.rows import as_rows
 from featprop_sklearn.output_targets import Conditions, OutputTargets
 from featprop_sklearn.propagation.downstream import Downstream, Tail
-from featprop_sklearn.propagation.restarts import borrowed_start, scattered_start
-from featprop_sklearn.propagation.search import Moves, search
+from featprop_sklearn.propagation.least_norm import Range
+from featprop_sklearn.propagation.restarts import borrowed_start, scattered_start, smoothed
+from featprop_sklearn.propagation.search import COMPETITORS, Moves, most_competitors, search
 
 __all__ = ["Acceptable", "Tail", "nearest_acceptable"]
 
@@ -25,12 +26,13 @@ MAX_STEPS = 30
 REFINEMENTS = 4
 #: asked beyond the margin, in units of the logits' size: a tenth of what counts as reached
 AIM = 1e-4
+#: sizes of the noise over which the network is smoothed, for a search that failed to begin again
+SMOOTHINGS = (1.0, 2.0, 1.0, 4.0, 1.0, 0.5, 2.0)
+SMOOTHED_STEPS = 8
 #: sizes of random moves from which a search that failed begins again
 SPREADS = (0.5, 1.0, 2.0, 4.0, 32.0)
 #: numbers of derivatives kept at a time
 BUDGET = 1 << 25
-#: conditions of a sample that are counted on, where they are competitors
-COMPETITORS = 24
 
 
 @dataclass(frozen=True)
@@ -64,6 +66,7 @@ def nearest_acceptable(
     allowed: tuple[float, float] | None = None,
     max_steps: int = MAX_STEPS,
     refinements: int = REFINEMENTS,
+    competitors: int = COMPETITORS,
 ) -> Acceptable:
     """Find the nearest feature of each sample that the tail turns into its label.
 
@@ -87,6 +90,9 @@ def nearest_acceptable(
         Linearisations at most; 1 gives the first-order target, reached or not.
     refinements : int
         Times that a target is made shorter once it is reached, at most.
+    competitors : int
+        Competitors of a label that are looked at in the first linearisation; twice as many in
+        each further one.
 
     Returns
     -------
@@ -102,9 +108,10 @@ def nearest_acceptable(
     finite = torch.isfinite(as_rows(output)).all(dim=1)
     rows = torch.nonzero(finite & ~met)[:, 0]
     known = feature[met], conditions[met]
-    for part in rows.split(_rows_at_a_time(feature, conditions)) if len(rows) else ():
+    most = most_competitors(max_steps, competitors)
+    for part in rows.split(_rows_at_a_time(feature, conditions, most)) if len(rows) else ():
         downstream = Downstream(tail, feature[part], part, conditions[part])
-        found = _find(downstream, aim[part], allowed, known, max_steps, refinements)
+        found = _find(downstream, aim[part], allowed, known, max_steps, refinements, competitors)
         targets[part] = _within(allowed, feature[part], found.move)
         for row, name in zip(part.tolist(), _names(found), strict=True):
             status[row] = name
@@ -118,6 +125,7 @@ def _find(
     known: tuple[Tensor, Conditions],
     max_steps: int,
     refinements: int,
+    competitors: int,
 ) -> Moves:
     """Search from the features, and from elsewhere where that fails."""
     flat = as_rows(downstream.feature)
@@ -126,8 +134,11 @@ def _find(
         # a feature that rounding puts outside its range may stay there
         limits = (allowed[0] - flat).clamp_max(0), (allowed[1] - flat).clamp_min(0)
 
+    def within(rows: Tensor) -> Range | None:
+        return limits and (limits[0][rows], limits[1][rows])
+
     def begin(rows: Tensor, start: Tensor) -> Moves:
-        part = limits and (limits[0][rows], limits[1][rows])
+        part = within(rows)
         if part:
             start = torch.minimum(torch.maximum(start, part[0]), part[1])
         return search(
@@ -137,7 +148,22 @@ def _find(
             part,
             max_steps=max_steps,
             refinements=refinements,
+            competitors=competitors,
         )
+
+    def smoothed_start(rows: Tensor, spread: float, seed: int) -> Tensor:
+        here = downstream[rows]
+        tail = smoothed(here.tail, here.feature, here.rows, spread, seed)
+        found = search(
+            replace(here, tail=tail),
+            torch.zeros_like(flat[rows]),
+            aim[rows],
+            within(rows),
+            max_steps=SMOOTHED_STEPS,
+            refinements=0,
+            competitors=competitors,
+        )
+        return found.move
 
     best = begin(torch.arange(len(flat), device=flat.device), torch.zeros_like(flat))
     if max_steps > 1 and not best.reached.all():
@@ -150,7 +176,16 @@ def _find(
             torch.cat([known[1].labels, labels[best.reached]]),
             exact=not downstream.conditions.equality,
         )
-        best.improve(lost, begin(lost, start))
+        found = (start != 0).any(dim=1)  # others would search from the feature itself again
+        best.improve(lost[found], begin(lost[found], start[found]))
+        helps = True
+        for seed, spread in enumerate(SMOOTHINGS):
+            lost = torch.nonzero(~best.reached & helps)[:, 0]
+            if len(lost):
+                again = begin(lost, smoothed_start(lost, spread, seed))
+                # what none of many gains from is out of reach; what some do is a matter of luck
+                helps = bool(again.reached.any()) or seed > 0
+                best.improve(lost, again)
         helps = True
         for spread in SPREADS:
             # what has derivatives everywhere, and is not reached, can hardly be reached at all
@@ -179,10 +214,10 @@ def _aim(conditions: Conditions, output: Tensor) -> Tensor:
     return torch.maximum(AIM * size, 4 * precision.eps * logits).clamp_min(precision.tiny)
 
 
-def _rows_at_a_time(feature: Tensor, conditions: Conditions) -> int:
+def _rows_at_a_time(feature: Tensor, conditions: Conditions, competitors: int) -> int:
     n_conditions = conditions.bounds.shape[1]
     if conditions.kind == "lead":
-        n_conditions = min(n_conditions, COMPETITORS)
+        n_conditions = min(n_conditions, competitors)
     return max(1, BUDGET // max(1, n_conditions * feature[0].numel()))
 
 

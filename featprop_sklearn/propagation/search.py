@@ -19,7 +19,7 @@ from featprop_sklearn.least_squares.rows import row_products
 from featprop_sklearn.propagation.downstream import Downstream
 from featprop_sklearn.propagation.least_norm import Range, least_norm
 
-__all__ = ["Moves", "search"]
+__all__ = ["COMPETITORS", "Moves", "most_competitors", "search"]
 
 #: the next step must stay below the worst violation of so many
 MEMORY = 4
@@ -33,8 +33,9 @@ SHORTER = 0.02
 STRAIGHT = 5e-3
 #: competitors within this share of the first violation are looked at like the violating ones
 NEAR = 0.02
-#: most competitors looked at in the first step; twice as many in each further one
+#: competitors looked at in the first step; twice as many in each further one, up to the most
 COMPETITORS = 6
+MOST_COMPETITORS = 64
 
 
 @dataclass
@@ -78,6 +79,7 @@ def search(
     *,
     max_steps: int,
     refinements: int,
+    competitors: int = COMPETITORS,
 ) -> Moves:
     """Move features until their outputs are acceptable, by as little as possible.
 
@@ -96,6 +98,9 @@ def search(
         Linearisations at most.
     refinements : int
         Times that an acceptable move is shortened, at most.
+    competitors : int
+        Competitors of a label that are looked at in the first step; twice as many in each
+        further one, up to 64.
 
     Returns
     -------
@@ -121,11 +126,15 @@ def search(
         steps=torch.full_like(downstream.rows, max_steps),
         refinements=torch.full_like(downstream.rows, refinements),
     )
-    competitors = COMPETITORS
     while len(walk.index):
         walk = walk.keep(~walk.advance(best, competitors))
-        competitors *= 2
+        competitors = most_competitors(2, competitors)
     return best
+
+
+def most_competitors(max_steps: int, first: int) -> int:
+    """Return how many competitors a label has in the last of some steps, given the first one's."""
+    return max(first, min(first << (max_steps - 1), MOST_COMPETITORS))
 
 
 @dataclass
@@ -207,7 +216,9 @@ class _Walk:
         count = max(int(wanted.sum(dim=1).amax()), 1)
         if conditions.kind == "lead":
             count = min(count, competitors)
-        worst = torch.where(wanted, slack, torch.inf).argsort(dim=1, stable=True)[:, :count]
+        # what binds may not be let go: the next step would undo this one
+        order = torch.where(self.binding, -torch.inf, slack).where(wanted, torch.inf)
+        worst = order.argsort(dim=1, stable=True)[:, :count]
         return worst, wanted.gather(1, worst)
 
     def dead(self, linear: _Linear) -> Tensor:

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from featprop_sklearn.propagation.restarts import borrowed_start, scattered_start
+from featprop_sklearn.propagation.restarts import borrowed_start, scattered_start, smoothed
 
 
 def nearest_by_hand(feature, label, known, known_label, exact):
@@ -69,3 +69,42 @@ def test_scattered_starts_have_the_size_of_the_features():
     for spread in (0.5, 4.0):
         ratio = scattered_start(feature, spread).norm(dim=1) / feature.norm(dim=1)
         torch.testing.assert_close(ratio, torch.full((3,), spread), rtol=0.1, atol=0)
+
+
+def smoothed_outputs(tail, feature, rows, spread=1.0, seed=0):
+    return smoothed(tail, feature, rows, spread, seed)(feature, rows)
+
+
+def test_an_affine_tail_is_not_changed_by_smoothing():
+    feature, weight = torch.randn(5, 2, 3).double(), torch.randn(6, 4).double()
+    found = smoothed_outputs(
+        lambda value, rows: value.flatten(1) @ weight, feature, torch.arange(5)
+    )
+    torch.testing.assert_close(found, feature.flatten(1) @ weight)
+
+
+def test_a_smoothed_unit_that_is_off_has_a_derivative():
+    feature = -torch.ones(3, 4).double()
+    rows = torch.arange(3)
+    feature.requires_grad_()
+    for spread, share in ((0.01, 0.0), (100.0, 0.5)):
+        tail = smoothed(lambda value, rows: value.relu(), feature.detach(), rows, spread, 0)
+        (gradient,) = torch.autograd.grad(tail(feature, rows).sum(), feature)
+        # noise of either sign and far larger than the unit is wakes it in half of the copies
+        assert torch.equal(gradient, torch.full_like(gradient, share))
+
+
+def test_smoothing_is_the_same_in_any_batch_order_and_precision():
+    feature, rows = torch.randn(4, 6).double(), torch.tensor([7, 2, 9, 0])
+
+    def tail(value, rows):
+        return value.relu() * (1 + rows[:, None])
+
+    whole = smoothed_outputs(tail, feature, rows)
+    pick = torch.tensor([2, 0, 2])
+    part = smoothed(tail, feature[[2, 0]], rows[[2, 0]], 1.0, 0)(feature[pick], rows[pick])
+    torch.testing.assert_close(part, whole[pick])
+    single = smoothed_outputs(tail, feature.float(), rows)
+    assert single.dtype == torch.float32
+    torch.testing.assert_close(single.double(), whole, rtol=1e-5, atol=1e-5)
+    assert not torch.equal(smoothed_outputs(tail, feature, rows, seed=1), whole)

@@ -11,7 +11,7 @@ from torch.autograd.functional import jacobian
 
 from featprop_sklearn.output_targets import OutputTargets
 from featprop_sklearn.propagation.downstream import Downstream
-from featprop_sklearn.propagation.search import Moves, search
+from featprop_sklearn.propagation.search import Moves, most_competitors, search
 
 AIM = 1e-4
 
@@ -146,3 +146,26 @@ def test_improve_takes_over_what_was_reached_alone():
     assert moves.violation.tolist() == [0, 1, 1]
     assert moves.blocked.tolist() == [False, True, True]
     assert moves.reached.tolist() == [True, False, False]
+
+
+def test_competitors_double_with_every_step_up_to_the_most():
+    assert [most_competitors(steps, 6) for steps in (1, 2, 3, 30)] == [6, 12, 24, 64]
+    assert [most_competitors(steps, 100) for steps in (1, 2, 30)] == [100, 100, 100]
+
+
+def test_no_step_looks_at_more_competitors_than_the_most(monkeypatch):
+    net = nn.Sequential(nn.Linear(40, 80), nn.Tanh(), nn.Linear(80, 300)).double()
+    feature = torch.randn(6, 40).double()
+    conditions = OutputTargets("multiclass", margin=3.0).conditions(
+        net(feature).detach(), torch.arange(6)
+    )
+    widths, whole = [], Downstream.jacobian
+
+    def jacobian_seen(self, move, chosen, *others):
+        widths.append(chosen.shape[1])
+        return whole(self, move, chosen, *others)
+
+    monkeypatch.setattr(Downstream, "jacobian", jacobian_seen)
+    run(Downstream(lambda value, rows: net(value), feature, torch.arange(6), conditions))
+    assert widths[:3] == [6, 12, 24]
+    assert max(widths) == 64
