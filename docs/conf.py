@@ -38,7 +38,7 @@ autosummary_generate = True
 numpydoc_class_members_toctree = False
 numpydoc_show_inherited_class_members = False
 
-_SHOWN = r"(quickstart|plot_\w+)\.py$"
+_SHOWN = r"(quickstart|scale_out|plot_\w+)\.py$"
 sphinx_gallery_conf = {
     "examples_dirs": "../examples",
     "gallery_dirs": "auto_examples",

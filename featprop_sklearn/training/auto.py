@@ -8,18 +8,19 @@ from dataclasses import replace
 from numbers import Integral
 from typing import Any
 
-import torch
 from sklearn.base import BaseEstimator, clone
 
 from featprop_sklearn.networks import Chain
 from featprop_sklearn.training.batch_norm import reestimate_batch_norm
 from featprop_sklearn.training.closed_form import ClosedFormTrainer
-from featprop_sklearn.training.component import Component, Labelled, TrainingResult
+from featprop_sklearn.training.component import Component, TrainingResult
 from featprop_sklearn.training.gradient import GradientTrainer
 from featprop_sklearn.training.judge import Judge
 
 __all__ = ["AutoTrainer"]
 
+#: layers that a sweep refits, at most: each costs one or two epochs, and the polish has 30
+MOST_LAYERS = 15
 #: the polish takes batches of this share of the rows, within limits
 BATCHES_AN_EPOCH = 10
 BATCH_LIMITS = (32, 256)
@@ -47,7 +48,8 @@ class AutoTrainer(BaseEstimator):
     Parameters
     ----------
     closed_form : ClosedFormTrainer, default=None
-        The sweeps; None is one sweep with margins of 8 times the spread of the logits.
+        The sweeps; None is one sweep over the last 15 layers, with margins of 8 times the
+        spread of the logits.
     polish : GradientTrainer, sequence of them, or None, default=None
         Polishes to choose from on held-out data: the first, unless a later one is better
         beyond chance. They train on the labels alone, so ``alpha`` must be 0. None is AdamW
@@ -73,6 +75,8 @@ class AutoTrainer(BaseEstimator):
 
     #: its sweeps go from label to layer by themselves
     propagations = ("joint",)
+    #: whether it is to be given them
+    needs_targets = False
 
     def __init__(
         self,
@@ -171,7 +175,7 @@ class AutoTrainer(BaseEstimator):
 
     def _closed_form(self) -> ClosedFormTrainer:
         if self.closed_form is None:
-            return ClosedFormTrainer(sweeps=1, multiples=(8.0,))
+            return ClosedFormTrainer(sweeps=1, multiples=(8.0,), max_layers=MOST_LAYERS)
         return self.closed_form
 
     def _polishes(self, task: str) -> list[GradientTrainer]:
@@ -308,5 +312,4 @@ def _with_all_rows(component: Component) -> Component:
     """Give the held-out rows back to training."""
     data, held_out = component.data, component.validation
     assert held_out is not None
-    pairs = ((getattr(data, name), getattr(held_out, name)) for name in ("inputs", "y", "weights"))
-    return replace(component, data=Labelled(*(torch.cat(pair) for pair in pairs)), validation=None)
+    return replace(component, data=data.join(held_out), validation=None)

@@ -11,7 +11,7 @@ import numpy as np
 from sklearn.base import BaseEstimator
 
 from featprop_sklearn.training.component import Component, TrainingResult
-from featprop_sklearn.training.design_rows import add_to_weights, weight_rows
+from featprop_sklearn.training.design_rows import weight_rows
 from featprop_sklearn.training.gram import solve_ridge
 from featprop_sklearn.training.sweeper import Sweeper
 
@@ -24,7 +24,8 @@ class ClosedFormTrainer(BaseEstimator):
     One sweep goes forward through the layers. Each asks for the nearest output of its own
     that the rest of the network turns into the label (the joint targets), and takes the
     weights that give it best: ridge regression centred on the present weights, its strength
-    chosen by generalised cross-validation. Where the split is the network's output, the last
+    chosen by generalised cross-validation. A change that would raise the training loss is
+    halved until it lowers it, or dropped. Where the split is the network's output, the last
     layer of a classifier is refitted by logistic regression before and after each sweep. No
     learning rate, no epochs.
 
@@ -47,11 +48,21 @@ class ClosedFormTrainer(BaseEstimator):
         the best on held-out data is kept. Without a hold-out 3.0 is taken, or the first.
     tol : float, default=1e-3
         The sweeps end where the loss improves by less than this share.
+    max_layers : int, default=None
+        Layers that a sweep refits by least squares, at most, >= 1: the last ones, counted from
+        the split, but for the logistic regression that comes on top; None refits all.
 
     Notes
     -----
     Sums over samples are all that a layer's refit needs: they are formed batch by batch, in
     parallel with ``n_jobs``, and memory does not grow with the samples.
+
+    A refit of one layer costs up to two epochs of AdamW on the same data, so ``max_layers`` is
+    for deep networks. It takes the last layers, the cheapest: only what follows a layer is
+    differentiated. In networks with convolutions few layers go furthest there; in a vision
+    transformer the first were better, by 2 to 3 points. Layers whose refit would explain most of
+    what they lack are better everywhere, but to know them costs as much as to refit all
+    (docs/big_network.md).
 
     Examples
     --------
@@ -63,6 +74,8 @@ class ClosedFormTrainer(BaseEstimator):
 
     #: goes from label to layer by itself; other targets would be another method
     propagations = ("joint",)
+    #: whether it is to be given them
+    needs_targets = False
 
     def __init__(
         self,
@@ -72,12 +85,14 @@ class ClosedFormTrainer(BaseEstimator):
         C: float = 0.1,
         multiples: Sequence[float] = (1.0, 3.0, 8.0),
         tol: float = 1e-3,
+        max_layers: int | None = None,
     ) -> None:
         self.sweeps = sweeps
         self.ridge = ridge
         self.C = C
         self.multiples = multiples
         self.tol = tol
+        self.max_layers = max_layers
 
     def check(self) -> None:
         """Refuse parameters outside their range.
@@ -100,6 +115,10 @@ class ClosedFormTrainer(BaseEstimator):
             raise ValueError("multiples must hold at least one number; got none.")
         if not _is_positive(self.tol, zero=True):
             raise ValueError(f"tol must be a number >= 0; got {self.tol!r}.")
+        if self.max_layers is not None and not _is_count(self.max_layers):
+            raise ValueError(
+                f"max_layers must be None or an integer >= 1; got {self.max_layers!r}."
+            )
 
     def train(
         self,
@@ -128,9 +147,9 @@ class ClosedFormTrainer(BaseEstimator):
         Returns
         -------
         TrainingResult
-            The trained state and the history: the layers ``refitted`` in each sweep, and before
-            the first what was ``not_refitted``, and why. Ctrl-C ends the training, not the
-            program.
+            The trained state and the history: the layers ``refitted`` in each sweep and those
+            ``left_out`` because of ``max_layers``, and before the first what was
+            ``not_refitted``, and why. Ctrl-C ends the training, not the program.
         """
         self.check()
         follows = component.output_targets.multiple is not None
@@ -183,11 +202,11 @@ class ClosedFormTrainer(BaseEstimator):
             sums = new if sums is None else sums + new
             seen[site.name] = (base, sums)
             change = solve_ridge(sums, self.ridge)[0]
-            add_to_weights(site.layer, base + change - present)
+            sweeper.move(site, base + change - present)
         entry: dict[str, Any] = {
             "sweep": 1,
             "seconds": time.perf_counter() - started,
-            "refitted": sweeper.refitted,
+            **sweeper.layers,
         }
         return TrainingResult(sweeper.network.states(), [{"split": component.split, **entry}])
 
@@ -205,7 +224,12 @@ class ClosedFormTrainer(BaseEstimator):
             multiple=multiple,
             ridge=self.ridge,
             C=self.C,
+            max_layers=self.max_layers,
         )
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, Integral) and not isinstance(value, bool) and int(value) >= 1
 
 
 def _is_positive(value: object, *, zero: bool = False) -> bool:

@@ -118,6 +118,8 @@ class GradientTrainer(BaseEstimator):
 
     #: any targets will do
     propagations = PROPAGATIONS
+    #: whether it is to be given them
+    needs_targets = True
 
     def train(
         self,

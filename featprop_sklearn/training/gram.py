@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from scipy.linalg.lapack import dpstrf
 from torch import Tensor
 
 __all__ = ["GramSums", "solve_ridge"]
@@ -18,6 +19,10 @@ MOST_FREEDOM = 0.98
 PRECISION = 1e-10
 #: scores of cross-validation this near to the least say nothing
 TIE = 1e-3
+#: coefficients from which the rank is found out first
+LARGE = 512
+#: ranks up to this share of the coefficients, as of fewer rows than these, are made use of
+LOW_RANK = 0.7
 
 
 @dataclass
@@ -32,14 +37,14 @@ class GramSums:
         Σ w a rᵀ.
     square : Tensor of shape (n_groups,), float64
         Σ w ‖r‖².
-    n_samples : float
-        Σ w over samples, not over their positions.
+    n_rows : float
+        Σ w over design rows: each sample counts as often as it has positions.
     """
 
     gram: Tensor
     cross: Tensor
     square: Tensor
-    n_samples: float
+    n_rows: float
 
     @classmethod
     def of(cls, rows: Tensor, residual: Tensor, weights: Tensor) -> GramSums:
@@ -57,22 +62,34 @@ class GramSums:
         root = weights.double().sqrt()[None, :, None, None]
         a, r = (rows * root).flatten(1, 2), (residual * root).flatten(1, 2)
         square = r.square().sum(dim=(1, 2))
-        return cls(a.mT @ a, a.mT @ r, square, float(weights.double().sum()))
+        n_rows = float(weights.double().sum()) * rows.shape[2]
+        return cls(a.mT @ a, a.mT @ r, square, n_rows)
 
     def __add__(self, other: GramSums) -> GramSums:
         return GramSums(
             self.gram + other.gram,
             self.cross + other.cross,
             self.square + other.square,
-            self.n_samples + other.n_samples,
+            self.n_rows + other.n_rows,
         )
+
+    def __iadd__(self, other: GramSums) -> GramSums:
+        self.gram += other.gram
+        self.cross += other.cross
+        self.square += other.square
+        self.n_rows += other.n_rows
+        return self
+
+    def __sizeof__(self) -> int:
+        """Tell Dask what it keeps, and what is to be sent."""
+        return sum(part.nbytes for part in (self.gram, self.cross, self.square))
 
     def shifted(self, coefficients: Tensor) -> GramSums:
         """Return the sums for the residuals r − aᵀ·coefficients."""
         explained = self.gram @ coefficients
         change = (coefficients * (explained - 2 * self.cross)).sum(dim=(1, 2))
         square = (self.square + change).clamp_min(0)
-        return GramSums(self.gram, self.cross - explained, square, self.n_samples)
+        return GramSums(self.gram, self.cross - explained, square, self.n_rows)
 
 
 def solve_ridge(sums: GramSums, ridge: float | str = "auto") -> tuple[Tensor, float]:
@@ -84,7 +101,7 @@ def solve_ridge(sums: GramSums, ridge: float | str = "auto") -> tuple[Tensor, fl
         Of the data.
     ridge : "auto" or float
         λ in units of the largest eigenvalue of the Gram matrix; "auto" takes the one of
-        least generalised cross-validation error, RSS / (1 − df/n)² with n = Σ w (Golub,
+        least generalised cross-validation error, RSS / (1 − df/n)² with n = n_rows (Golub,
         Heath, Wahba 1979, doi:10.1080/00401706.1979.10489751).
 
     Returns
@@ -96,13 +113,11 @@ def solve_ridge(sums: GramSums, ridge: float | str = "auto") -> tuple[Tensor, fl
     """
     if not _says_something(sums):
         return torch.zeros_like(sums.cross), 0.0
-    values, vectors = torch.linalg.eigh(sums.gram)
-    values = values.clamp_min(0)
+    values, vectors = _spectrum(sums.gram)
     largest = float(values.max())
-    projected = vectors.mT @ sums.cross
     if ridge != "auto":
-        return _coefficients(values, vectors, projected, float(ridge) * largest), float(ridge)
-    energy = projected.square().sum(dim=2)
+        return _coefficients(values, vectors, sums.cross, float(ridge) * largest), float(ridge)
+    energy = (vectors.mT @ sums.cross).square().sum(dim=2)
     scores = []
     for candidate in RIDGES:
         shrunk = values + candidate * largest
@@ -110,11 +125,11 @@ def solve_ridge(sums: GramSums, ridge: float | str = "auto") -> tuple[Tensor, fl
         explained = energy * (values + 2 * candidate * largest) / shrunk.square()
         rss = float((sums.square - explained.sum(dim=1)).clamp_min(PRECISION * sums.square).sum())
         freedom = float((values / shrunk).sum(dim=1).mean())
-        usable = freedom < MOST_FREEDOM * sums.n_samples
-        scores.append(rss / (1 - freedom / sums.n_samples) ** 2 if usable else np.inf)
+        usable = freedom < MOST_FREEDOM * sums.n_rows
+        scores.append(rss / (1 - freedom / sums.n_rows) ** 2 if usable else np.inf)
     # of strengths that are as good as equal the greatest: rounding must not choose
     best = float(RIDGES[np.flatnonzero(np.array(scores) <= (1 + TIE) * min(scores))[-1]])
-    return _coefficients(values, vectors, projected, best * largest), best
+    return _coefficients(values, vectors, sums.cross, best * largest), best
 
 
 def _says_something(sums: GramSums) -> bool:
@@ -123,8 +138,35 @@ def _says_something(sums: GramSums) -> bool:
     return finite and bool((sums.gram != 0).any()) and bool((sums.square > 0).any())
 
 
-def _coefficients(values: Tensor, vectors: Tensor, projected: Tensor, ridge: float) -> Tensor:
-    noise = values.shape[1] * torch.finfo(values.dtype).eps * values.amax(dim=1, keepdim=True)
+def _spectrum(gram: Tensor) -> tuple[Tensor, Tensor]:
+    """Eigenvalues and eigenvectors; those of eigenvalue 0 left out where that saves much."""
+    n_groups, size, _ = gram.shape
+    if n_groups == 1 and size >= LARGE and not gram.is_cuda:
+        factor = _factor(gram[0])
+        if factor.shape[1] <= LOW_RANK * size:
+            basis, triangle = torch.linalg.qr(factor)
+            values, vectors = torch.linalg.eigh(triangle @ triangle.mT)
+            return values.clamp_min(0)[None], (basis @ vectors)[None]
+    values, vectors = torch.linalg.eigh(gram)
+    return values.clamp_min(0), vectors
+
+
+def _factor(gram: Tensor) -> Tensor:
+    """Return L with LLᵀ = gram, of as many columns as its rank (pivoted Cholesky)."""
+    factor, pivots, rank, _ = dpstrf(gram.numpy(), lower=1)
+    rows = np.empty((len(factor), rank))
+    rows[pivots - 1] = np.tril(factor[:, :rank])
+    return torch.from_numpy(rows)
+
+
+def _coefficients(values: Tensor, vectors: Tensor, cross: Tensor, ridge: float) -> Tensor:
+    size, n_kept = vectors.shape[1:]
+    noise = size * torch.finfo(values.dtype).eps * values.amax(dim=1, keepdim=True)
     kept = values + ridge
     inverse = torch.where(kept > noise, 1 / kept, 0.0)
-    return vectors @ (inverse[..., None] * projected)
+    projected = vectors.mT @ cross
+    found = vectors @ (inverse[..., None] * projected)
+    if n_kept < size and ridge > float(noise):
+        # what there is in directions of an eigenvalue that is 0 but for rounding
+        found += (cross - vectors @ projected) / ridge
+    return found

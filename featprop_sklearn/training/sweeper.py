@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from featprop_sklearn.data import batches
+from featprop_sklearn.data import RowStore, batches, spread_rows
 from featprop_sklearn.networks import Chain, Site, affine_sites, reasons_against
+from featprop_sklearn.training.backtracking import move_weights
 from featprop_sklearn.training.batch_norm import reestimate_batch_norm
-from featprop_sklearn.training.component import Component
-from featprop_sklearn.training.design_rows import add_to_weights
+from featprop_sklearn.training.carried import CarriedFeatures
+from featprop_sklearn.training.component import Component, Labelled
 from featprop_sklearn.training.gram import GramSums, solve_ridge
 from featprop_sklearn.training.head import is_head, refit_head
 from featprop_sklearn.training.layer_sums import layer_sums
@@ -34,6 +37,7 @@ class Sweeper:
         multiple: float | None = None,
         ridge: float | str = "auto",
         C: float = 0.1,
+        max_layers: int | None = None,
     ) -> None:
         self.ridge = ridge
         self.C = C
@@ -46,7 +50,9 @@ class Sweeper:
         self.network.eval()
         self.sites = affine_sites(own.stages, own.data.inputs[:8])
         self.head = self._find_head()
+        self.left_out = self._leave_out(max_layers)
         self.targets = own.output_targets
+        self.start_over()
         self.history: list[dict[str, Any]] = []
 
     def run(self, sweeps: int, tol: float, verbose: int = 0) -> tuple[float, bool]:
@@ -61,7 +67,7 @@ class Sweeper:
                 ridges = self._sweep(first=sweep == 1)
                 new = self._loss()
                 seconds = time.perf_counter() - started
-                self._note(sweep, new, seconds, refitted=self.refitted, ridge=ridges)
+                self._note(sweep, new, seconds, **self.layers, ridge=ridges)
                 if verbose:
                     print(f"{self.own.split}: sweep {sweep}, loss {loss:.6g} -> {new:.6g}")
                 if not new < loss:
@@ -95,22 +101,57 @@ class Sweeper:
             self._refit_head()
         ridges = {}
         self._follow_logits()
+        self.start_over()
         for site in self.sites:
             if site is not self.head:
-                change, ridges[site.name] = solve_ridge(self.sums(site), self.ridge)
-                add_to_weights(site.layer, change)
+                ridges[site.name] = self.refit(site)
         self._refit_head()
         return ridges
 
+    def refit(self, site: Site) -> float:
+        """Refit one layer by least squares; return the ridge."""
+        change, ridge = solve_ridge(self.sums(site), self.ridge)
+        self.move(site, change)
+        return ridge
+
+    def move(self, site: Site, change: Tensor) -> None:
+        """Change a layer's weights as far as the training loss falls."""
+        chain, _, data = self.from_here(site)
+        data = data.take(spread_rows(len(data)))
+        targets, size = self.own.output_targets, self.batch_size
+        move_weights(site.layer, change, lambda: mean_task_loss(chain, data, targets, size))
+
+    def start_over(self) -> None:
+        """Go back to the first layer, for weights have changed."""
+        stages = [stage.module for stage in self.chain]
+        self.carried = CarriedFeatures(stages, self.own.data.inputs, self.batch_size)
+
+    def from_here(self, site: Site) -> tuple[Chain, Site, Labelled]:
+        """Return the chain from a layer's stage on, or from somewhat before, and its data.
+
+        Going backwards takes a :meth:`start_over`.
+        """
+        self.carried.advance(site.stage)
+        stop = self.carried.stop
+        data = replace(self.own.data, inputs=self.carried.kept)
+        return self.chain[stop:], replace(site, stage=site.stage - stop), data
+
     @property
-    def refitted(self) -> list[str]:
-        """Names of the layers that a sweep refits."""
-        return [site.name for site in self.sites]
+    def layers(self) -> dict[str, list[str]]:
+        """Names of the layers that a sweep refits, and that ``max_layers`` keeps it from."""
+        return {"refitted": [site.name for site in self.sites], "left_out": self.left_out}
+
+    def _leave_out(self, max_layers: int | None) -> list[str]:
+        """Keep the last layers, to whose outputs the way back is short; return the others."""
+        inner = [site for site in self.sites if site is not self.head]
+        first = inner[:-max_layers] if max_layers is not None else []
+        self.sites = [site for site in self.sites if site not in first]
+        return [site.name for site in first]
 
     def sums(self, site: Site) -> GramSums:
         """Sum up what a layer gets and what it lacks."""
-        own = self.own
-        return layer_sums(self.chain, site, own.data, self.targets, self.batch_size, self.n_jobs)
+        chain, here, data = self.from_here(site)
+        return layer_sums(chain, here, data, self.targets, self.batch_size, self.n_jobs)
 
     def _find_head(self) -> Site | None:
         if len(self.own.after) or not self.sites:
@@ -126,19 +167,16 @@ class Sweeper:
             return
         data = self.own.data
         before = self.chain[: self.head.stage]
-        features = torch.cat(
-            [
-                self.head.read(self.chain, before(data.inputs[rows]))[0]
-                for rows in batches(len(data), self.batch_size)
-            ]
-        )
+        features = RowStore(data.inputs)
+        for rows in batches(len(data), self.batch_size):
+            features.append(self.head.read(self.chain, before(data.inputs[rows]))[0])
         layer: Any = self.head.layer
-        refit_head(layer, features, data.y, data.weights, self.targets, self.C)
+        refit_head(layer, features.result(), data.y, data.weights, self.targets, self.C)
 
     @torch.no_grad()
     def _follow_logits(self) -> None:
         """Set the margin on the scale of the present logits."""
-        data = self.own.data
+        data = self.own.data.take(spread_rows(len(self.own.data)))
         outputs = torch.cat(
             [self.chain(data.inputs[rows]) for rows in batches(len(data), self.batch_size)]
         )

@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.linear_model import Ridge
 
+from featprop_sklearn.training import gram
 from featprop_sklearn.training.gram import (
     MOST_FREEDOM,
     PRECISION,
@@ -37,7 +38,7 @@ def stacked(rows, residual, weights, group=0):
     )
 
 
-def gcv(cases, ridge, n_samples):
+def gcv(cases, ridge, n_rows):
     """Generalised cross-validation by its definition, all groups together."""
     rss, freedom = 0.0, []
     for a, r in cases:
@@ -45,7 +46,7 @@ def gcv(cases, ridge, n_samples):
         rss += max(np.square(r - hat @ r).sum(), PRECISION * np.square(r).sum())
         freedom.append(np.trace(hat))
     freedom = np.mean(freedom)
-    return rss / (1 - freedom / n_samples) ** 2 if freedom < MOST_FREEDOM * n_samples else np.inf
+    return rss / (1 - freedom / n_rows) ** 2 if freedom < MOST_FREEDOM * n_rows else np.inf
 
 
 def largest_eigenvalue(cases):
@@ -97,7 +98,7 @@ def test_the_ridge_is_that_of_generalised_cross_validation(
     rows, residual, weights = data(groups, n_samples, positions, coefficients, 2, seed, noise)
     found, ridge = solve_ridge(GramSums.of(rows, residual, weights))
     cases = [stacked(rows, residual, weights, group) for group in range(groups)]
-    scale, n = largest_eigenvalue(cases), float(weights.sum())
+    scale, n = largest_eigenvalue(cases), len(cases[0][0])
     scores = {candidate: gcv(cases, candidate * scale, n) for candidate in RIDGES}
     limit = (1 + TIE) * min(scores.values())
     assert scores[ridge] <= limit * (1 + 1e-6)
@@ -167,3 +168,32 @@ def test_a_group_without_rows_does_not_spoil_the_others():
     theirs = np.linalg.lstsq(*stacked(rows, residual, weights), rcond=None)[0]
     np.testing.assert_allclose(found[0], theirs, rtol=1e-9)
     assert (found[1] == 0).all()
+
+
+@given(
+    n_samples=st.integers(2, 12),
+    coefficients=st.integers(20, 40),
+    ridge=st.sampled_from(["auto", 1e-4, 0.0]),
+    noise=st.sampled_from([0.01, 1.0]),
+    seed=st.integers(0, 10_000),
+)
+def test_fewer_rows_than_coefficients_are_solved_as_if_they_were_many(
+    n_samples, coefficients, ridge, noise, seed
+):
+    sums = GramSums.of(*data(1, n_samples, 1, coefficients, 2, seed, noise))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(gram, "LARGE", 1)
+        found, used = solve_ridge(sums, ridge)
+        patch.setattr(gram, "LARGE", 1 << 30)
+        expected, wanted = solve_ridge(sums, ridge)
+    assert used == wanted
+    torch.testing.assert_close(found, expected, rtol=1e-8, atol=1e-8 * float(expected.abs().max()))
+
+
+def test_many_coefficients_and_few_rows_are_ridge_regression():
+    rows, residual, weights = data(n_samples=60, positions=2, coefficients=gram.LARGE, seed=1)
+    found, used = solve_ridge(GramSums.of(rows, residual, weights))
+    a, r = stacked(rows, residual, weights)
+    strength = used * largest_eigenvalue([(a, r)])
+    theirs = Ridge(alpha=strength, fit_intercept=False, solver="svd").fit(a, r).coef_.T
+    np.testing.assert_allclose(found[0], theirs, rtol=0, atol=1e-8 * np.abs(theirs).max())

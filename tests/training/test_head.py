@@ -10,7 +10,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from torch import nn
 
-from featprop_sklearn.networks import affine_sites, build_chain
+from featprop_sklearn.networks import Chain, Stage, affine_sites, build_chain
 from featprop_sklearn.output_targets import Head, OutputTargets
 from featprop_sklearn.training.head import is_head, refit_head
 
@@ -292,8 +292,7 @@ def test_the_head_may_lie_inside_a_composite_stage(after, prepare, targets, expe
     if prepare:
         prepare(net)
     x = torch.randn(8, 4)
-    chain = build_chain(net, x)
-    assert chain.names == ["network"]
+    chain = Chain([Stage("network", net, x.shape[1:], net(x).shape[1:])])
     site = affine_sites(chain, x)[-1]
     assert site.name == "network.head"
     assert is_head(site, chain, x, targets) is expected
