@@ -31,8 +31,10 @@ LEAST_EPOCHS = 10
 WHOLE_BATCH_STEPS = 100
 #: rows from which a trial is cut short; on fewer, a short one would not show overfitting
 SHORT_TRIALS_FROM = 500
-#: and steps of a short trial, at most
+#: and steps of a short trial, at most, where that leaves enough epochs: one alone is clearly worse
+#: on thousands of held-out rows than what ten make of it
 TRIAL_STEPS = 120
+LEAST_TRIAL_EPOCHS = 3
 
 
 class AutoTrainer(BaseEstimator):
@@ -56,8 +58,8 @@ class AutoTrainer(BaseEstimator):
         with one cycle of the learning rate: for classes up to 2e-2 with weight decay 0.2 and
         label smoothing 0.1, for values up to 1e-2 with weight decay 4 or 1.
     trial_epochs : int, default=8
-        Epochs of a polish while it is tried, at most: fewer where they would make more than
-        120 steps, but all of them below 500 rows.
+        Epochs of a polish while it is tried, at most: three at least where more would make more
+        than 120 steps, and all of them below 500 rows.
 
     Notes
     -----
@@ -300,7 +302,7 @@ class _Steps:
 
     def _trial_epochs(self, n_samples: int, size: int, epochs: int) -> int:
         an_epoch = 1 if size == -1 else -(-n_samples // size)
-        return min(epochs, self.trial_epochs, max(1, TRIAL_STEPS // an_epoch))
+        return min(epochs, self.trial_epochs, max(LEAST_TRIAL_EPOCHS, TRIAL_STEPS // an_epoch))
 
     def _take(self, own: Component, result: TrainingResult, step: str, trial: bool) -> None:
         result.load_into(own.stages)
