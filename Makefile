@@ -6,7 +6,7 @@ PYTEST_ARGS ?=
 VENV := .venv
 RUN := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
-EXTRAS := test,lint,docs,plots,progress,attribution
+EXTRAS := test,lint,docs,plots,progress
 
 # Sound: its Python starts and finds the package, which pip installs last, in this very checkout.
 SOUND := $(shell $(RUN) -I -c 'import importlib.util as u, os; \

@@ -4,6 +4,8 @@ import os
 
 # SciPy reads it once, on its first import; without it some of scikit-learn's checks skip.
 os.environ.setdefault("SCIPY_ARRAY_API", "1")
+# pictures without a screen
+os.environ.setdefault("MPLBACKEND", "agg")
 
 import hypothesis
 import pytest

@@ -1,0 +1,221 @@
+"""The network that is explained: a private copy that returns logits, and what it is asked about."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from sklearn.utils.validation import check_is_fitted
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from featprop_sklearn.data import batches, module_device, module_dtype, to_tensor
+from featprop_sklearn.estimators import FeatureBackpropClassifier, FeatureBackpropRegressor
+from featprop_sklearn.inspection.relevance.classes import RIVALS, hostile_classes, target_classes
+from featprop_sklearn.inspection.relevance.ruled_run import HEADS
+from featprop_sklearn.networks import (
+    as_network,
+    private_copy,
+    probe_network,
+    reads_integers,
+    unwrap,
+)
+
+__all__ = ["Explained", "Question", "ask", "source_network"]
+
+#: rows of the runs that look at a network
+ROWS = 2
+
+
+class Explained(nn.Module):
+    """A network as attribution methods see it: one tensor in, a table of logits out.
+
+    Parameters
+    ----------
+    network : nn.Module
+        Private, in eval mode. ReLUs in it stop working in place, which hooks cannot follow.
+    x : Tensor of shape (n_samples, ...)
+        A few inputs.
+
+    Raises
+    ------
+    ValueError
+        If the network refuses the inputs, or mixes samples.
+    """
+
+    def __init__(self, network: nn.Module, x: Tensor) -> None:
+        super().__init__()
+        network.requires_grad_(False)
+        for part in network.modules():
+            if isinstance(getattr(part, "inplace", None), bool):
+                part.inplace = False  # type: ignore[assignment]
+        self.network = probe_network(network, x[:ROWS])
+        self.eval()
+
+    @property
+    def original(self) -> nn.Module:
+        """The copy of the user's own network, whose module paths are the user's."""
+        return unwrap(self.network)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return logits of shape (n_samples, n_outputs), of softmax and sigmoid what went in."""
+        with _Heads() as heads:
+            outputs = self.network(x)
+        return heads.logits(outputs).reshape(len(x), -1)
+
+    @torch.no_grad()
+    def all_logits(self, x: Tensor, batch_size: int) -> Tensor:
+        """Return the logits of many inputs, batch by batch."""
+        return torch.cat([self(x[rows]) for rows in batches(len(x), batch_size)])
+
+
+class _Heads(TorchFunctionMode):
+    """Remember what the latest softmax or sigmoid was made of."""
+
+    latest: tuple[object, Tensor] | None = None
+
+    def logits(self, outputs: Tensor) -> Tensor:
+        """Return the outputs, or what the softmax or sigmoid that made them was given."""
+        return self.latest[1] if self.latest and self.latest[0] is outputs else outputs
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Run a function of torch."""
+        result = func(*args, **(kwargs or {}))
+        if getattr(func, "__name__", "").removesuffix("_") in HEADS:
+            self.latest = result, (*args, *(kwargs or {}).values())[0]
+        return result
+
+
+@dataclass(frozen=True)
+class Question:
+    """Which samples of which network are explained, and for which classes.
+
+    Attributes
+    ----------
+    model : Explained
+        The network.
+    x : Tensor of shape (n_samples, ...)
+        The samples.
+    logits : Tensor of shape (n_samples, n_outputs)
+        What it says of them.
+    target : Tensor of shape (n_samples,), int64
+        Index of the logit that is explained.
+    encode : callable
+        Labels of classes, in any nesting -> indices of logits.
+    labels : ndarray of shape (n_outputs,)
+        What each logit is called.
+    """
+
+    model: Explained
+    x: Tensor
+    logits: Tensor
+    target: Tensor
+    encode: Callable[[Any], Any]
+    labels: NDArray
+
+    def hostile(self, classes: Any) -> Tensor:
+        """Return the hostile classes of each sample as a mask of shape (n_samples, n_outputs)."""
+        return hostile_classes(self.encode(classes), self.target, self.logits)
+
+
+def ask(estimator: Any, X: Any, target: Any, batch_size: int) -> Question:
+    """Check what is asked, and copy the network.
+
+    Parameters
+    ----------
+    estimator : fitted estimator of this package, nn.Module, or fitted skorch net
+        Whose network is explained.
+    X : array-like of shape (n_samples, ...)
+        Samples.
+    target : None, label or sequence of labels
+        What to explain; None is the greatest logit.
+    batch_size : int
+        Samples in one run.
+
+    Returns
+    -------
+    Question
+        On a copy of the network.
+
+    Raises
+    ------
+    ValueError
+        If the network has several inputs, or reads integers; if X or the target do not fit.
+    """
+    network, x = source_network(estimator), _inputs(estimator, X)
+    model = Explained(private_copy(network), x)
+    logits = model.all_logits(x, batch_size)
+    labels = _labels(estimator, logits.shape[1])
+    encode = _encoder(estimator) if labels is not None else _as_given
+    found = target_classes(encode(target), logits)
+    names = np.arange(logits.shape[1]) if labels is None else labels
+    return Question(model, x, logits, found, encode, names)
+
+
+def source_network(estimator: Any) -> nn.Module:
+    """Return the network itself, as the user knows it."""
+    if not isinstance(estimator, FeatureBackpropClassifier | FeatureBackpropRegressor):
+        return as_network(estimator).module
+    _check_takes_one_tensor(estimator)
+    return estimator.network_
+
+
+def _inputs(estimator: Any, X: Any) -> Tensor:
+    if isinstance(estimator, FeatureBackpropClassifier | FeatureBackpropRegressor):
+        return estimator._inputs(estimator._known_samples(X), estimator.module_)[:]
+    network = as_network(estimator).module
+    rows = X.detach().cpu() if isinstance(X, Tensor) else X
+    x = to_tensor(rows, module_dtype(network), module_device(network))
+    if x.ndim < 2 or len(x) == 0 or not bool(x.isfinite().all()):
+        what = "NaN or infinite entries" if x.ndim > 1 and len(x) else f"shape {tuple(x.shape)}"
+        raise ValueError(
+            "X must hold at least one sample, in an array of shape (n_samples, ...) of finite "
+            f"numbers; got {what}."
+        )
+    return x
+
+
+def _check_takes_one_tensor(estimator: Any) -> None:
+    check_is_fitted(estimator)
+    if estimator._layout is not None or reads_integers(estimator.module_):
+        raise ValueError(
+            "Attribution needs a network of one floating-point input; that of this "
+            f"{type(estimator).__name__} reads several inputs, or integers. Explain a module that "
+            "starts after its embeddings, or takes one tensor."
+        )
+
+
+def _labels(estimator: Any, n_outputs: int) -> NDArray | None:
+    """Return the labels of a classifier with one logit a class; None means indices of logits."""
+    if not isinstance(estimator, FeatureBackpropClassifier):
+        return None
+    return estimator.classes_ if estimator._class_map.task == "multiclass" else None
+
+
+def _encoder(estimator: FeatureBackpropClassifier) -> Callable[[Any], Any]:
+    known = {label: index for index, label in enumerate(estimator.classes_.tolist())}
+
+    def encode(labels: Any) -> Any:
+        """Turn labels into indices; leave None, words about classes, and masks as they are."""
+        if isinstance(labels, Tensor | np.ndarray | np.generic):
+            return labels if labels.dtype in (bool, torch.bool) else encode(labels.tolist())
+        if labels is None or (labels in RIVALS and labels not in known):
+            return labels
+        if isinstance(labels, Iterable) and not isinstance(labels, str):
+            return [encode(label) for label in labels]
+        if labels not in known:
+            raise ValueError(
+                f"{labels!r} is no class of this {type(estimator).__name__}. Its classes_ are "
+                f"{', '.join(map(repr, known))}."
+            )
+        return known[labels]
+
+    return encode
+
+
+def _as_given(classes: Any) -> Any:
+    return classes

@@ -1,0 +1,562 @@
+"""One door for attribution methods: worked examples, captum's conditions, results and pictures."""
+
+import sys
+from contextlib import nullcontext
+
+import numpy as np
+import pytest
+import torch
+from skorch import NeuralNetClassifier
+from torch import nn
+from torch.nn import functional as F
+
+from featprop_sklearn import FeatureBackpropClassifier, FeatureBackpropRegressor
+from featprop_sklearn.inspection import (
+    AttributionDisplay,
+    RelativeSectionalPropagation,
+    attribute,
+)
+from featprop_sklearn.inspection.attribute import METHODS
+from tests.inspection.relevance_networks import IMAGE, Dense, settled, vgg
+from tests.inspection.test_relevance import state
+from tests.networks.zoo import ResNet
+
+CAPTUM = [name for name in METHODS if name != "rsp"]
+pytest.importorskip("captum")
+
+
+def tensor(values):
+    return torch.tensor(values, dtype=torch.float64)
+
+
+def linear(weight):
+    layer = nn.Linear(len(weight[0]), len(weight), bias=False).double()
+    layer.weight.data = tensor(weight)
+    return layer
+
+
+@pytest.fixture
+def network():
+    return settled(vgg())
+
+
+@pytest.fixture
+def images():
+    return torch.randn(5, *IMAGE)
+
+
+# worked examples ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("method", "expected"), [("gradient", [1, 1.75]), ("guided_backprop", [2, 2])]
+)
+def test_backpropagation_of_the_specification(method, expected):
+    network = nn.Sequential(
+        *(linear([[1, -1], [1, 1], [2, 0.5]]), nn.ReLU()),
+        *(linear([[1, -1, 0.5], [-1, 2, -0.5]]), nn.ReLU(inplace=True), linear([[1, 1]])),
+    )
+    found = attribute(network, [[1, 2]], method)
+    np.testing.assert_allclose(found.maps, [expected], atol=1e-6)
+
+
+class TwoMaps(nn.Module):
+    """The features of the worked example, whatever the input."""
+
+    def __init__(self):
+        super().__init__()
+        self.features = nn.Identity()
+        self.scale = nn.Parameter(tensor(1.0))
+
+    def forward(self, x):
+        maps = tensor([[[[1, 0], [2, 1]], [[0, 3], [1, 0]]]])
+        features = self.features(maps * self.scale + 0 * x.sum((1, 2, 3))[:, None, None, None])
+        return (features.mean((2, 3)) @ tensor([[4.0, 0], [-2, 0]])) * 1.0
+
+
+def test_grad_cam_of_the_specification():
+    """α = (1, −.5): pooled over four positions, the weights are four times as large."""
+    x = torch.ones(1, 1, 2, 2, dtype=torch.float64)
+    found = attribute(TwoMaps(), x, "grad_cam", target=0, layer="features")
+    np.testing.assert_allclose(found.maps, [[[1, 0], [1.5, 1]]], atol=1e-6)
+
+
+def test_occlusion_of_the_specification():
+    weight = [[1, 0, -1, 0, 2, 0, 1, 0, 1]]
+    model = nn.Sequential(nn.Flatten(), linear(weight))
+    x = torch.arange(1.0, 10).reshape(1, 1, 3, 3)
+    found = attribute(model, x, "occlusion", window=2, stride=1)
+    expected = [[[11, 9, 7], [14, 13.5, 13], [17, 18, 19]]]
+    np.testing.assert_allclose(found.maps, expected, atol=1e-6)
+
+
+# every method -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_maps_have_the_size_of_the_images(network, images, method):
+    found = attribute(network, images, method, target=[0, 1, 2, 3, 4])
+    assert found.maps.shape == (5, *IMAGE[1:])
+    assert found.maps.dtype == np.float64
+    assert found.residual.shape == (5,)
+    assert np.isnan(found.residual).all() == (method not in ("rsp", "integrated_gradients", "lrp"))
+    assert found.target.tolist() == [0, 1, 2, 3, 4]
+    assert found.method == method
+    assert (found.inputs == images.numpy()).all()
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_batches_do_not_matter(network, images, method):
+    images = images.double()
+    whole = attribute(network.double(), images, method, batch_size=5)
+    parts = attribute(network, images, method, batch_size=2)
+    np.testing.assert_allclose(parts.maps, whole.maps, rtol=1e-7, atol=1e-9)
+    np.testing.assert_allclose(parts.residual, whole.residual, rtol=1e-6, atol=1e-9)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_runs_are_repeatable(network, images, method):
+    one, same = (attribute(network, images, method) for _ in range(2))
+    np.testing.assert_array_equal(one.maps, same.maps)
+    np.testing.assert_array_equal(one.residual, same.residual)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_the_target_decides(network, images, method):
+    one, other = (attribute(network, images, method, target=t).maps for t in (1, 2))
+    assert not np.allclose(one, other)
+    predicted = network(images).argmax(1)
+    by_default = attribute(network, images, method)
+    assert by_default.target.tolist() == predicted.tolist()
+    found = attribute(network, images, method, target=predicted)
+    np.testing.assert_array_equal(by_default.maps, found.maps)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_constant_networks_have_no_attribution(network, images, method):
+    nn.init.zeros_(network[-1].weight)
+    nn.init.zeros_(network[-1].bias)
+    np.testing.assert_allclose(attribute(network, images, method).maps, 0, atol=1e-12)
+
+
+@pytest.mark.parametrize("method", [name for name in METHODS if name != "lrp"])
+@pytest.mark.parametrize("last", [nn.Softmax(dim=1), nn.LogSoftmax(dim=1), nn.Sigmoid()])
+def test_logits_are_explained(network, images, method, last):
+    found = attribute(nn.Sequential(*network, last), images, method, target=1)
+    expected = attribute(network, images, method, target=1)
+    np.testing.assert_allclose(found.maps, expected.maps, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("fails", [False, True])
+@pytest.mark.parametrize("method", METHODS)
+def test_the_network_is_left_alone(images, method, fails):
+    network = vgg().train()
+    network[0].weight.requires_grad_(False)
+    network[7].weight.grad = torch.ones_like(network[7].weight)
+    network[3].register_forward_hook(lambda *_: None)
+    before, x = state(network), images.clone().requires_grad_()
+    random = torch.get_rng_state()
+
+    def failing(module, args, output):
+        if output.requires_grad or method == "occlusion":
+            raise RuntimeError("in the middle of a run")
+
+    handle = network[7].register_forward_hook(failing) if fails else None
+    with pytest.raises((RuntimeError, ValueError), match="middle") if fails else nullcontext():
+        attribute(network, x, method)
+    if handle is not None:
+        handle.remove()
+    after = state(network)
+    old, new = before.pop("tensors"), after.pop("tensors")
+    assert all(one is other for one, other in zip(old, new, strict=True))
+    old, new = before.pop("values"), after.pop("values")
+    assert all(torch.equal(one, other) for one, other in zip(old, new, strict=True))
+    assert before == after
+    assert x.grad is None
+    assert torch.equal(torch.get_rng_state(), random)
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("around", [torch.no_grad, torch.inference_mode])
+def test_gradients_may_be_switched_off_around_it(network, images, method, around):
+    expected = attribute(network, images, method).maps
+    with around():
+        np.testing.assert_array_equal(attribute(network, images.clone(), method).maps, expected)
+
+
+# single methods -----------------------------------------------------------------------------
+
+
+def test_gradient_is_that_of_autograd(network, images):
+    x = images.clone().requires_grad_()
+    network(x)[:, 3].sum().backward()
+    found = attribute(network, images, "gradient", target=3)
+    np.testing.assert_allclose(found.maps, x.grad[:, 0], rtol=1e-4, atol=1e-6)
+
+
+def test_grad_cam_of_global_pooling():
+    """With global average pooling and a linear layer α_k = w_ck/(HW)."""
+    conv, last = nn.Conv2d(2, 6, 3, padding=1), nn.Linear(6, 4)
+    network = nn.Sequential(
+        *(conv, nn.ReLU(), nn.MaxPool2d(2)),
+        *(nn.Conv2d(6, 6, 3, padding=1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), last),
+    ).double()
+    x = torch.randn(3, 2, 8, 8).double()
+    features = network[:5](x)
+    cam = torch.einsum("k,nkhw->nhw", last.weight[2] / 16, features).relu()
+    expected = F.interpolate(cam[:, None], (8, 8), mode="bilinear")[:, 0].detach()
+    for layer in (None, "4", network[4]):
+        found = attribute(network, x, "grad_cam", target=2, layer=layer)
+        np.testing.assert_allclose(found.maps, expected, atol=1e-12)
+    guided = attribute(network, x, "guided_backprop", target=2).maps
+    both = attribute(network, x, "guided_grad_cam", target=2).maps
+    np.testing.assert_allclose(both, guided * expected.numpy(), atol=1e-12)
+
+
+@pytest.mark.parametrize("build", [ResNet, Dense])
+def test_grad_cam_knows_functions(build, images):
+    found = attribute(settled(build()), images, "grad_cam")
+    assert (found.maps >= 0).all()
+    assert found.maps.any()
+
+
+@pytest.mark.parametrize(
+    ("shape", "layers"),
+    [
+        ((2, 12), (nn.Conv1d, nn.AdaptiveAvgPool1d)),
+        ((1, 4, 6, 6), (nn.Conv3d, nn.AdaptiveAvgPool3d)),
+    ],
+)
+@pytest.mark.parametrize("method", METHODS)
+def test_series_and_volumes(shape, layers, method):
+    conv, pool = layers
+    network = nn.Sequential(
+        *(conv(shape[0], 4, 3), nn.ReLU(), pool(1), nn.Flatten(), nn.Linear(4, 3))
+    )
+    network[-1].weight.data.abs_()  # features speak for every class
+    found = attribute(network, torch.rand(2, *shape), method)
+    assert found.maps.shape == (2, *shape[1:])
+    assert found.maps.any()
+
+
+def test_integrated_gradients_add_up(network, images):
+    images = images.double()
+    found = attribute(
+        network.double(), images, "integrated_gradients", target=1, baseline=0.2, n_steps=300
+    )
+    with torch.no_grad():
+        change = network(images)[:, 1] - network(torch.full_like(images, 0.2))[:, 1]
+    np.testing.assert_allclose(found.maps.sum((1, 2)) - change.numpy(), found.residual, atol=1e-9)
+    assert np.abs(found.residual).max() < 0.01 * change.abs().max()
+
+
+def test_lrp_of_a_network_without_biases_adds_up(images):
+    network = nn.Sequential(
+        *(nn.Conv2d(1, 4, 3, bias=False), nn.ReLU(inplace=True), nn.MaxPool2d(2)),
+        *(nn.Conv2d(4, 4, 2, bias=False), nn.ReLU(), nn.AdaptiveMaxPool2d(1)),
+        *(nn.Flatten(), nn.Dropout(), nn.Linear(4, 3, bias=False)),
+    ).double()
+    images = images.double()
+    found = attribute(network, images, "lrp", target=1)
+    with torch.no_grad():
+        logits = network.eval()(images)[:, 1].numpy()
+    np.testing.assert_allclose(found.maps.sum((1, 2)), logits, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(found.residual, 0, atol=1e-5)
+    # the epsilon rule in a network of ReLUs without biases is the gradient times the input
+    gradients = attribute(network, images, "gradient", target=1).maps
+    np.testing.assert_allclose(found.maps, gradients * images[:, 0].numpy(), atol=1e-6)
+
+
+def test_lrp_through_additions_that_are_modules(images):
+    from captum.attr._utils.custom_modules import Addition_Module
+
+    class Residual(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.stem, self.main = (nn.Conv2d(n, 4, 3, padding=1, bias=False) for n in (1, 4))
+            self.add, self.relu = Addition_Module(), nn.ReLU()
+            self.head = nn.Sequential(
+                nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3, bias=False)
+            )
+
+        def forward(self, x):
+            x = self.stem(x)
+            return self.head(self.relu(self.add(x, self.main(x))))
+
+    found = attribute(Residual().double(), images, "lrp", target=1)
+    np.testing.assert_allclose(found.residual, 0, atol=1e-6)
+    assert found.maps.any()
+
+
+def test_occlusion_covers_every_pixel_and_all_channels():
+    network = nn.Sequential(nn.Flatten(), linear([[1.0] * 2 * 7 * 5]))
+    x = torch.ones(2, 2, 7, 5)
+    found = attribute(network, x, "occlusion", window=(3, 2), stride=2)
+    assert (found.maps > 0).all()
+    assert found.maps[0, 0, 0] == 3 * 2 * 2  # all that the window takes away
+    grey = attribute(network, x, "occlusion", baseline=1.0)
+    assert not grey.maps.any()
+
+
+def test_rsp_is_that_of_its_class(network, images):
+    rsp = RelativeSectionalPropagation(network, "4", purge="sign", bounds=(-5, 5))
+    expected = rsp.attribute(images.double(), 1, [2, 5]).sum(1)
+    found = attribute(
+        *(network, images), target=1, hostile=[2, 5], layer="4", purge="sign", bounds=(-5, 5)
+    )
+    np.testing.assert_allclose(found.maps, expected, atol=1e-12)
+    np.testing.assert_allclose(found.residual, 1 - expected.sum((1, 2)), atol=1e-9)
+    assert np.isnan(attribute(network, images, hostile=None).residual).all()
+
+
+def test_a_method_of_ones_own(network, images):
+    def against(model, x, target, *, hostile, sign=1.0):
+        assert hostile.sum(1).tolist() == [1] * len(x)
+        return sign * x * model(x).gather(1, target[:, None])[..., None, None]
+
+    found = attribute(network, images, against, target=1, sign=-1.0, batch_size=2)
+    expected = -images * network(images)[:, 1, None, None, None]
+    np.testing.assert_allclose(found.maps, expected.detach()[:, 0], rtol=1e-5)
+    assert found.method == "against"
+    rows = attribute(network, images, lambda model, x, target: x[:, 0].numpy())
+    np.testing.assert_array_equal(rows.maps, images[:, 0])
+
+
+# estimators ---------------------------------------------------------------------------------
+
+
+def small():
+    return nn.Sequential(
+        *(nn.Unflatten(1, (1, 4, 4)), nn.Conv2d(1, 4, 3), nn.ReLU()),
+        *(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3)),
+    )
+
+
+def test_classifiers_take_labels():
+    rng = np.random.default_rng(0)
+    X, y = rng.normal(size=(40, 16)).astype("float32"), np.repeat(["a", "b", "c", "c"], 10)
+    classifier = FeatureBackpropClassifier(small(), classes=["c", "a", "b"], random_state=0).fit(
+        X, y
+    )
+    found = attribute(classifier, X, "gradient", target=y)
+    assert found.maps.shape == (40, 16)
+    assert (found.target == y).all()
+    index = [["c", "a", "b"].index(label) for label in y]
+    expected = attribute(classifier.network_, X, "gradient", target=index)
+    np.testing.assert_array_equal(found.maps, expected.maps)
+    one = attribute(classifier, X, "gradient", target="b")
+    np.testing.assert_array_equal(
+        one.maps, attribute(classifier.network_, X, "gradient", target=2).maps
+    )
+    predicted = attribute(classifier, X, "gradient")
+    assert (predicted.target == classifier.predict(X)).all()
+    with pytest.raises(ValueError, match=r"'d' is no class of this .* are 'c', 'a', 'b'"):
+        attribute(classifier, X, "gradient", target="d")
+
+
+@pytest.mark.parametrize("rivals", ["one", "each", "mask", "present"])
+def test_hostile_classes_are_labels_too(rivals):
+    rng = np.random.default_rng(0)
+    X, y = rng.normal(size=(12, 1, 8, 8)).astype("float32"), np.tile([3, 5, 7], 4)
+    network = nn.Sequential(
+        *(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()), nn.Linear(4, 3)
+    )
+    classifier = FeatureBackpropClassifier(network, random_state=0).fit(X, y)
+    mask = np.tile([False, False, True], (12, 1))
+    hostile, index = {
+        "one": ([7], [2]),
+        "each": ([[7]] * 12, [[2]] * 12),
+        "mask": (mask, mask),
+        "present": ("present", "present"),
+    }[rivals]
+    found = attribute(classifier, X, target=3, hostile=hostile)
+    expected = attribute(classifier.network_, X, target=0, hostile=index)
+    np.testing.assert_array_equal(found.maps, expected.maps)
+
+
+def test_regressors_take_numbers_of_outputs():
+    rng = np.random.default_rng(0)
+    X, y = rng.normal(size=(30, 5)), rng.normal(size=(30, 2))
+    network = nn.Sequential(nn.Linear(5, 4), nn.ReLU(), nn.Linear(4, 2))
+    regressor = FeatureBackpropRegressor(network, random_state=0).fit(X, y)
+    found = attribute(regressor, X, "integrated_gradients", target=1)
+    assert found.maps.shape == (30, 5)
+    assert (found.target == 1).all()
+
+
+def test_fitted_skorch_net(images):
+    net = NeuralNetClassifier(vgg()).initialize()
+    found = attribute(net, images, "gradient").maps
+    np.testing.assert_array_equal(found, attribute(net.module_, images, "gradient").maps)
+
+
+def test_integers_and_several_inputs_are_refused():
+    class Sum(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.last = nn.Linear(3, 2)
+
+        def forward(self, a, b):
+            return self.last(a + b)
+
+    rng = np.random.default_rng(0)
+    X = {"a": rng.normal(size=(20, 3)), "b": rng.normal(size=(20, 3))}
+    classifier = FeatureBackpropClassifier(Sum(), random_state=0)
+    classifier.fit(X, np.tile([0, 1], 10))
+    text = r"needs a network of one floating-point input; that of this FeatureBackpropClassifier"
+    with pytest.raises(ValueError, match=text):
+        attribute(classifier, X)
+
+
+# result and pictures ------------------------------------------------------------------------
+
+
+def test_numbers_as_a_table(network, images):
+    found = attribute(network, images, target=1, hostile=[2])
+    table = found.to_frame()
+    np.testing.assert_allclose(table.positive + table.negative, 1 - found.residual)
+    assert list(table.columns) == ["target", "residual", "positive", "negative", "peak"]
+    assert all(one[place] == one.max() for one, place in zip(found.maps, table.peak, strict=True))
+
+
+@pytest.fixture
+def pyplot():
+    matplotlib = pytest.importorskip("matplotlib")
+    matplotlib.use("agg")
+    from matplotlib import pyplot
+
+    yield pyplot
+    pyplot.close("all")
+
+
+def test_picture_of_a_result(network, images, pyplot):
+    found = attribute(network, images, target=[0, 1, 2, 3, 4])
+    display = found.plot([0, 3])
+    assert isinstance(display, AttributionDisplay)
+    assert display.axes_.shape == (2, 2)
+    assert [panel.get_title() for panel in display.axes_[0]] == ["0", "3"]
+    assert display.axes_[1, 0].get_ylabel() == "rsp"
+    drawn = display.axes_[1, 1].images[0]
+    np.testing.assert_allclose(drawn.get_array(), found.maps[3] / abs(found.maps[3]).max())
+    assert drawn.get_clim() == (-1, 1)
+
+
+def test_default_colours_are_signed_in_grey(pyplot):
+    """Luminance grows from against over 0, mid-grey, to for."""
+    display = AttributionDisplay(np.zeros((1, 2, 2))).plot()
+    drawn = display.axes_[0, 0].images[0]
+    shades = drawn.cmap(np.linspace(0, 1, 101))[:, :3] @ [0.299, 0.587, 0.114]
+    assert (np.diff(shades) > 0).all()
+    assert shades[50] == pytest.approx(0.5, abs=0.06)
+
+
+def test_picture_from_estimator_on_given_axes(network, images, pyplot):
+    display = AttributionDisplay.from_estimator(network, images, "gradient", target=1)
+    assert display.axes_.shape == (2, 5)
+    assert display.figure_ is display.axes_[0, 0].figure
+    figure, axes = pyplot.subplots(2, 5)
+    colour = torch.rand(5, 3, 4, 4).numpy()
+    again = AttributionDisplay(np.zeros((5, 4, 4)), images=colour).plot(axes)
+    assert again.figure_ is figure
+    assert again.axes_[0, 0].images[0].get_array().shape == (4, 4, 3)
+
+
+@pytest.mark.parametrize(
+    ("maps", "images", "text"),
+    [
+        (np.zeros((3, 5)), None, r"maps must be of shape .* got \(3, 5\).*to_frame\(\)"),
+        (np.zeros((3, 5, 5)), np.zeros((3, 5, 5)), r"images must be of shape .* got \(3, 5, 5\)"),
+    ],
+)
+def test_what_cannot_be_drawn(maps, images, text, pyplot):
+    with pytest.raises(ValueError, match=text):
+        AttributionDisplay(maps, images=images).plot()
+
+
+def test_too_few_axes(pyplot):
+    axes = pyplot.subplots(1, 2)[1]
+    with pytest.raises(ValueError, match=r"axes must hold 1 × 3 Axes, .* got 2"):
+        AttributionDisplay(np.zeros((3, 5, 5))).plot(axes)
+
+
+# errors -------------------------------------------------------------------------------------
+
+
+def own(model, x, target):
+    return x
+
+
+def test_unknown_methods_and_options(network, images):
+    with pytest.raises(ValueError, match=r"one of 'rsp', .* got 'gradcam'. Did you mean 'grad_cam"):
+        attribute(network, images, "gradcam")
+    with pytest.raises(ValueError, match=r"'grad_cam' has no option 'hostile'; .* are: layer"):
+        attribute(network, images, "grad_cam", hostile=[1])
+    with pytest.raises(ValueError, match=r"method=own has no option 'n'; its options are: none"):
+        attribute(network, images, own, n=1)
+    with pytest.raises(ValueError, match="batch_size must be an integer of at least 1; got 0"):
+        attribute(network, images, batch_size=0)
+    with pytest.raises(ValueError, match=r"Did you mean '8'|Paths: "):
+        attribute(network, images, "grad_cam", layer="88")
+
+
+@pytest.mark.parametrize("X", [torch.empty(0, *IMAGE), torch.full((1, *IMAGE), torch.nan), [1.0]])
+def test_what_is_no_sample(network, X):
+    with pytest.raises(
+        ValueError, match=r"X must hold at least one sample, .* finite numbers; got"
+    ):
+        attribute(network, X, "gradient")
+
+
+def test_maps_of_another_shape(network, images):
+    text = r"must return maps of shape \(5, 8, 8\) or \(5, 1, 8, 8\) .* got \(5, 10\)"
+    with pytest.raises(ValueError, match=text):
+        attribute(network, images, lambda model, x, target: model(x))
+
+
+@pytest.mark.parametrize("option", ["window", "stride"])
+@pytest.mark.parametrize("value", [0, 9, (2, 2, 2), (2, 20)])
+def test_windows_that_do_not_fit(network, images, option, value):
+    text = rf"{option} must be an integer, or one for each axis, between 1 and \(\d, \d\); got"
+    with pytest.raises(ValueError, match=text):
+        attribute(network, images, "occlusion", **{option: value})
+
+
+@pytest.mark.parametrize("method", ["guided_backprop", "guided_grad_cam"])
+def test_guided_backpropagation_needs_modules(images, method):
+    with pytest.raises(ValueError, match=r"Module '' calls relu as a function; captum's guided"):
+        attribute(settled(Dense()), images, method)
+    smooth = nn.Sequential(nn.Flatten(), nn.Linear(64, 8), nn.Tanh(), nn.Linear(8, 2))
+    with pytest.raises(ValueError, match=r"no nn\.ReLU, as this one. Use method='gradient'"):
+        attribute(smooth, images, method)
+
+
+def test_class_activation_needs_positions():
+    network = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+    with pytest.raises(ValueError, match=r"1 to 3 axes of positions; X has shape \(2, 4\)"):
+        attribute(network, torch.randn(2, 4), "grad_cam")
+
+
+def test_lrp_is_refused_where_captum_would_be_wrong(images):
+    with pytest.raises(ValueError, match=r"'layer1.0' calls add outside of a layer, .* LRP"):
+        attribute(settled(ResNet()), images, "lrp")
+    gelu = nn.Sequential(nn.Flatten(), nn.Linear(64, 8), nn.GELU(), nn.Linear(8, 2))
+    with pytest.raises(ValueError, match=r"captum's LRP has no rule for module '2', GELU"):
+        attribute(gelu, images, "lrp")
+    twice = nn.Linear(64, 64)
+    again = nn.Sequential(nn.Flatten(), twice, nn.ReLU(), twice, nn.Linear(64, 2))
+    with pytest.raises(ValueError, match=r"Module '1' runs 2 times, and captum's LRP takes one"):
+        attribute(again, images, "lrp")
+
+
+@pytest.mark.parametrize("method", CAPTUM)
+def test_without_captum(network, images, method, monkeypatch):
+    monkeypatch.setitem(sys.modules, "captum.attr", None)
+    with pytest.raises(ImportError, match=r"captum's, .* pip install 'featprop_sklearn\[attribut"):
+        attribute(network, images, method)
+    assert attribute(network, images).maps.any()
+
+
+def test_without_matplotlib(monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    with pytest.raises(ImportError, match=r"pip install 'featprop_sklearn\[plots\]'"):
+        AttributionDisplay(np.zeros((1, 2, 2))).plot()
