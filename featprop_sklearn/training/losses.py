@@ -1,4 +1,4 @@
-"""What gradient training minimises: the task's loss and the distance to the feature targets."""
+"""What gradient training minimises: the task's loss, and what is added to it."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from featprop_sklearn.data import batches
 from featprop_sklearn.output_targets import OutputTargets
 from featprop_sklearn.training.component import Labelled
+from featprop_sklearn.training.interpretable import gradient_errors, input_gradients
 
 __all__ = ["TargetLoss", "mean_task_loss", "task_losses", "weighted_mean"]
 
@@ -66,11 +67,12 @@ def mean_task_loss(
 
 
 class TargetLoss(nn.Module):
-    """The published loss: L = CE(net(x), y) + w·mean((feature − target)²).
+    """The published losses: L = CE(net(x), y) + w·mean((feature − target)²) + λ·mean E(δ, γ).
 
     w = α·EMA(CE)/EMA(MSE), clamped to [1e-5, 10], keeps the feature term near the
-    share α of the task term. Means over samples are weighted, Σwl/Σw. In eval mode the
-    loss is the task term alone.
+    share α of the task term. E is the error of the gradient at the input, δ, against the
+    guided one, γ. Means over samples are weighted, Σwl/Σw. In eval mode the loss is the
+    task term alone.
 
     Parameters
     ----------
@@ -84,10 +86,14 @@ class TargetLoss(nn.Module):
         Factor of the exponential moving averages (EMA).
     label_smoothing : float
         As in :func:`task_losses`, in training alone.
+    gradient_regularization : str or None
+        E, by its name in :func:`gradient_errors`; None for none.
+    gradient_weight : float
+        λ.
 
     References
     ----------
-    Ding, He, Li, Li, arXiv:2506.07188.
+    Ding, He, Li, Li, arXiv:2506.07188; Figueroa et al., arXiv:2404.15024.
     """
 
     def __init__(
@@ -98,6 +104,8 @@ class TargetLoss(nn.Module):
         feature_only: bool,
         decay: float,
         label_smoothing: float = 0.0,
+        gradient_regularization: str | None = None,
+        gradient_weight: float = 0.0,
     ) -> None:
         super().__init__()
         self.output_targets = output_targets
@@ -105,22 +113,45 @@ class TargetLoss(nn.Module):
         self.feature_only = feature_only
         self.decay = decay
         self.label_smoothing = label_smoothing
+        self.gradient_regularization = gradient_regularization
+        self.gradient_weight = gradient_weight
         self.averages: tuple[float, float] | None = None
         #: terms of the last batch, for the history
         self.terms: dict[str, float] = {}
 
-    def forward(self, prediction: tuple[Tensor, Tensor], truth: Mapping[str, Tensor]) -> Tensor:
-        """Return the loss of a batch; without targets it is the task term."""
-        output, feature = prediction
+    def forward(self, prediction: tuple[Tensor, ...], truth: Mapping[str, Tensor]) -> Tensor:
+        """Return the loss of a batch; without targets, the term of the features is left out.
+
+        Parameters
+        ----------
+        prediction : tuple of Tensor
+            Output, feature, and with ``gradient_regularization`` the input.
+        truth : mapping of str to Tensor
+            ``y``, and perhaps ``weight`` and ``target``.
+        """
+        output, feature, *start = prediction
         weights = truth.get("weight")
         smoothing = self.label_smoothing if self.training else 0.0
         losses = task_losses(output, truth["y"], self.output_targets, label_smoothing=smoothing)
         task = weighted_mean(losses, weights)
         if not self.training:
             return task
-        if "target" not in truth:
-            return task
-        squared = (feature - truth["target"]).square().reshape(len(feature), -1).mean(dim=1)
+        loss = task
+        if "target" in truth:
+            loss = self._with_features(task, feature, truth["target"], weights)
+        if self.gradient_regularization is None:
+            return loss
+        errors = gradient_errors(
+            self.gradient_regularization, *input_gradients(losses, output, *start)
+        )
+        error = weighted_mean(errors, weights)
+        self.terms |= {"task_loss": task.item(), "gradient_error": error.item()}
+        return loss + self.gradient_weight * error
+
+    def _with_features(
+        self, task: Tensor, feature: Tensor, target: Tensor, weights: Tensor | None
+    ) -> Tensor:
+        squared = (feature - target).square().reshape(len(feature), -1).mean(dim=1)
         distance = weighted_mean(squared, weights)
         factor = self._factor(task.item(), distance.item())
         self.terms = {
