@@ -54,7 +54,7 @@ Variant = Callable[[Problem], Fitted]
 # Variants -----------------------------------------------------------------------------
 
 # the defaults of AutoTrainer, spelled out to be changed one at a time
-SWEEPS: dict[str, Any] = {"sweeps": 1, "multiples": (8.0,)}
+SWEEPS: dict[str, Any] = {"sweeps": 1, "multiples": (8.0,), "max_layers": 15}
 CYCLE: dict[str, Any] = {"alpha": 0.0, "max_epochs": 30, "schedule": "one_cycle"}
 FOR_CLASSES = [{"lr": 2e-2, "weight_decay": 0.2, "label_smoothing": 0.1}]
 FOR_VALUES = [{"lr": 1e-2, "weight_decay": decay} for decay in (4.0, 1.0)]

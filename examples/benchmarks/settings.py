@@ -148,12 +148,13 @@ def prepare(setting: Setting, seed: int) -> Problem:
 
 def hold_out(y: NDArray, seed: int) -> tuple[NDArray, NDArray]:
     """Rows to fit and rows to choose on: those that the estimators hold out, given this seed."""
-    return train_test_split(
+    fitting, held_out = train_test_split(
         np.arange(len(y)),
         test_size=HELD_OUT,
         random_state=seed,
         stratify=None if np.issubdtype(y.dtype, np.floating) else y,
     )
+    return np.sort(fitting), np.sort(held_out)
 
 
 @cache
