@@ -166,10 +166,9 @@ class Sweeper:
         if self.head is None:
             return
         data = self.own.data
-        before = self.chain[: self.head.stage]
         features = RowStore(data.inputs)
-        for rows in batches(len(data), self.batch_size):
-            features.append(self.head.read(self.chain, before(data.inputs[rows]))[0])
+        for _, x in self.carried.before(self.head.stage):
+            features.append(self.head.read(self.chain, x)[0])
         layer: Any = self.head.layer
         refit_head(layer, features.result(), data.y, data.weights, self.targets, self.C)
 

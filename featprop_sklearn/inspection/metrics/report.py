@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,7 @@ from featprop_sklearn.inspection.attribute import attribute, takes_hostile
 from featprop_sklearn.inspection.attribution_result import AttributionResult
 from featprop_sklearn.inspection.explained import ask
 from featprop_sklearn.inspection.metrics.faithfulness import (
+    PredictProba,
     average_drop,
     average_gain,
     average_increase,
@@ -34,7 +35,6 @@ from featprop_sklearn.inspection.metrics.localisation import (
 
 __all__ = ["make_attribution_report"]
 
-PredictProba = Callable[[NDArray], Any]
 #: share of the samples that the threshold of mean IoU is chosen on
 TUNED_ON = 0.2
 
