@@ -2,6 +2,7 @@
 
 from featprop_sklearn.inspection.attribute import attribute
 from featprop_sklearn.inspection.attribution_result import AttributionResult
+from featprop_sklearn.inspection.displacement import attribute_displacement
 from featprop_sklearn.inspection.displays import (
     AttributionDisplay,
     FeatureGapDisplay,
@@ -44,6 +45,7 @@ __all__ = [
     "FeatureTargetDisplay",
     "RelativeSectionalPropagation",
     "attribute",
+    "attribute_displacement",
     "average_drop",
     "average_gain",
     "average_increase",

@@ -15,6 +15,7 @@ from torch import Tensor
 from featprop_sklearn.data import batches, plain_torch
 from featprop_sklearn.inspection import captum_methods
 from featprop_sklearn.inspection.attribution_result import AttributionResult
+from featprop_sklearn.inspection.displacement import attribute_displacement
 from featprop_sklearn.inspection.explained import Explained, Question, ask, source_network
 from featprop_sklearn.inspection.relevance import RelativeSectionalPropagation
 from featprop_sklearn.inspection.relevance.registry import Bounds
@@ -46,13 +47,16 @@ def attribute(
     method : str or callable
         ``"rsp"``: :class:`RelativeSectionalPropagation`. Computed by captum: ``"gradient"``,
         ``"guided_backprop"``, ``"grad_cam"``, ``"guided_grad_cam"``,
-        ``"integrated_gradients"``, ``"occlusion"``, and ``"lrp"`` (epsilon rule). A callable
-        is given a module that returns logits, a batch of inputs, and the index of each
+        ``"integrated_gradients"``, ``"occlusion"``, and ``"lrp"`` (epsilon rule).
+        ``"displacement"``: what should have been seen differently to answer the target, by the
+        feature targets of an estimator of this package (:func:`attribute_displacement`). A
+        callable is given a module that returns logits, a batch of inputs, and the index of each
         target's logit; it returns a map a sample, of the shape of the inputs or without their
         channels.
     target : None, label, or one label a sample
         The class to explain: one of the ``classes_`` of an estimator with one logit a class,
-        otherwise the index of an output. None is the greatest output.
+        otherwise the index of an output. None is the greatest output. Of displacement: what y
+        is in ``fit``.
     batch_size : int
         Samples in one run of the network.
     **options : dict
@@ -61,8 +65,8 @@ def attribute(
         a module or its path (the last ReLU with more than one position a channel).
         integrated_gradients: ``baseline`` (0), ``n_steps`` (50). occlusion: ``window``
         (a quarter of each side), ``stride`` (half a window), ``baseline`` (0, the value that
-        is put in; windows are cut off at the border). A callable: what else it takes;
-        ``hostile`` reaches it as a mask.
+        is put in; windows are cut off at the border). displacement: ``split``, ``damping``,
+        ``bounds``, ``n_steps``. A callable: what else it takes; ``hostile`` reaches it as a mask.
 
     Returns
     -------
@@ -96,6 +100,8 @@ def attribute(
     _check_batch_size(batch_size)
     _check_options(method, function, options)
     with plain_torch(), torch.enable_grad():
+        if function is attribute_displacement:
+            return attribute_displacement(estimator, X, target, **options)
         if "layer" in options:
             options = {**options, "layer": layer_path(source_network(estimator), options["layer"])}
         question = ask(estimator, X, target, batch_size)
@@ -135,6 +141,7 @@ METHODS: dict[str, Method] = {
     "integrated_gradients": captum_methods.integrated_gradients,
     "occlusion": captum_methods.occlusion,
     "lrp": captum_methods.lrp,
+    "displacement": attribute_displacement,
 }
 
 

@@ -35,6 +35,8 @@ class AttributionResult:
         Name of the method.
     inputs : ndarray of shape (n_samples, channels, ...)
         The samples.
+    wanted : ndarray of shape (n_samples, channels, ...), default=None
+        Of method "displacement": the inputs that the network should have seen.
     """
 
     maps: NDArray
@@ -42,6 +44,7 @@ class AttributionResult:
     target: NDArray
     method: str
     inputs: NDArray
+    wanted: NDArray | None = None
 
     def to_frame(self) -> pd.DataFrame:
         """Table the maps: target, residual, sums of either sign, and where the maximum lies.
@@ -90,6 +93,7 @@ class AttributionResult:
         display = AttributionDisplay(
             self.maps[chosen],
             images=self.inputs[chosen],
+            wanted=None if self.wanted is None else self.wanted[chosen],
             titles=[str(label) for label in self.target[chosen]],
             method=self.method,
         )

@@ -25,7 +25,7 @@ from featprop_sklearn.networks import (
     unwrap,
 )
 
-__all__ = ["Explained", "Question", "ask", "source_network"]
+__all__ = ["Explained", "Question", "ask", "check_takes_one_tensor", "source_network"]
 
 #: rows of the runs that look at a network
 ROWS = 2
@@ -160,7 +160,7 @@ def source_network(estimator: Any) -> nn.Module:
     """Return the network itself, as the user knows it."""
     if not isinstance(estimator, FeatureBackpropClassifier | FeatureBackpropRegressor):
         return as_network(estimator).module
-    _check_takes_one_tensor(estimator)
+    check_takes_one_tensor(estimator)
     return estimator.network_
 
 
@@ -179,7 +179,8 @@ def _inputs(estimator: Any, X: Any) -> Tensor:
     return x
 
 
-def _check_takes_one_tensor(estimator: Any) -> None:
+def check_takes_one_tensor(estimator: Any) -> None:
+    """Refuse an estimator whose network reads several inputs, or integers."""
     check_is_fitted(estimator)
     if estimator._layout is not None or reads_integers(estimator.module_):
         raise ValueError(

@@ -6,6 +6,7 @@ from typing import Any
 
 import pandas as pd
 from numpy.typing import ArrayLike
+from torch import nn
 
 from featprop_sklearn.estimators import FeatureBackpropClassifier, FeatureBackpropRegressor
 
@@ -61,9 +62,15 @@ def feature_gap(
 
 def refuse_others(estimator: object) -> None:
     """Raise TypeError for what is not one of the package's estimators."""
-    if not isinstance(estimator, FeatureBackpropClassifier | FeatureBackpropRegressor):
-        raise TypeError(
-            "estimator must be a fitted FeatureBackpropClassifier or FeatureBackpropRegressor; got "
-            f"{type(estimator).__name__}. Of a Pipeline pass the last step, and X as the steps "
-            "before it transform it."
-        )
+    if isinstance(estimator, FeatureBackpropClassifier | FeatureBackpropRegressor):
+        return
+    hint = (
+        "A network as it is, without training, is FeatureBackpropClassifier(network, "
+        "trainer=GradientTrainer(max_epochs=0)).fit(X, y)."
+        if isinstance(estimator, nn.Module)
+        else "Of a Pipeline pass the last step, and X as the steps before it transform it."
+    )
+    raise TypeError(
+        "estimator must be a fitted FeatureBackpropClassifier or FeatureBackpropRegressor; got "
+        f"{type(estimator).__name__}. {hint}"
+    )

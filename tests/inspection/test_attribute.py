@@ -17,11 +17,12 @@ from featprop_sklearn.inspection import (
     attribute,
 )
 from featprop_sklearn.inspection.attribute import METHODS
-from tests.inspection.relevance_networks import IMAGE, Dense, settled, vgg
-from tests.inspection.test_relevance import state
+from tests.inspection.relevance_networks import IMAGE, Dense, settled, state, vgg
 from tests.networks.zoo import ResNet
 
-CAPTUM = [name for name in METHODS if name != "rsp"]
+#: those that explain a logit of any network; displacements have tests of their own
+OF_LOGITS = [name for name in METHODS if name != "displacement"]
+CAPTUM = [name for name in OF_LOGITS if name != "rsp"]
 pytest.importorskip("captum")
 
 
@@ -93,7 +94,7 @@ def test_occlusion_of_the_specification():
 # every method -------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", OF_LOGITS)
 def test_maps_have_the_size_of_the_images(network, images, method):
     found = attribute(network, images, method, target=[0, 1, 2, 3, 4])
     assert found.maps.shape == (5, *IMAGE[1:])
@@ -105,7 +106,7 @@ def test_maps_have_the_size_of_the_images(network, images, method):
     assert (found.inputs == images.numpy()).all()
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", OF_LOGITS)
 def test_batches_do_not_matter(network, images, method):
     images = images.double()
     whole = attribute(network.double(), images, method, batch_size=5)
@@ -114,14 +115,14 @@ def test_batches_do_not_matter(network, images, method):
     np.testing.assert_allclose(parts.residual, whole.residual, rtol=1e-6, atol=1e-9)
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", OF_LOGITS)
 def test_runs_are_repeatable(network, images, method):
     one, same = (attribute(network, images, method) for _ in range(2))
     np.testing.assert_array_equal(one.maps, same.maps)
     np.testing.assert_array_equal(one.residual, same.residual)
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", OF_LOGITS)
 def test_the_target_decides(network, images, method):
     one, other = (attribute(network, images, method, target=t).maps for t in (1, 2))
     assert not np.allclose(one, other)
@@ -132,14 +133,14 @@ def test_the_target_decides(network, images, method):
     np.testing.assert_array_equal(by_default.maps, found.maps)
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", OF_LOGITS)
 def test_constant_networks_have_no_attribution(network, images, method):
     nn.init.zeros_(network[-1].weight)
     nn.init.zeros_(network[-1].bias)
     np.testing.assert_allclose(attribute(network, images, method).maps, 0, atol=1e-12)
 
 
-@pytest.mark.parametrize("method", [name for name in METHODS if name != "lrp"])
+@pytest.mark.parametrize("method", [name for name in OF_LOGITS if name != "lrp"])
 @pytest.mark.parametrize("last", [nn.Softmax(dim=1), nn.LogSoftmax(dim=1), nn.Sigmoid()])
 def test_logits_are_explained(network, images, method, last):
     found = attribute(nn.Sequential(*network, last), images, method, target=1)
@@ -148,7 +149,7 @@ def test_logits_are_explained(network, images, method, last):
 
 
 @pytest.mark.parametrize("fails", [False, True])
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", OF_LOGITS)
 def test_the_network_is_left_alone(images, method, fails):
     network = vgg().train()
     network[0].weight.requires_grad_(False)
@@ -176,7 +177,7 @@ def test_the_network_is_left_alone(images, method, fails):
     assert torch.equal(torch.get_rng_state(), random)
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", OF_LOGITS)
 @pytest.mark.parametrize("around", [torch.no_grad, torch.inference_mode])
 def test_gradients_may_be_switched_off_around_it(network, images, method, around):
     expected = attribute(network, images, method).maps
@@ -227,7 +228,7 @@ def test_grad_cam_knows_functions(build, images):
         ((1, 4, 6, 6), (nn.Conv3d, nn.AdaptiveAvgPool3d)),
     ],
 )
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", OF_LOGITS)
 def test_series_and_volumes(shape, layers, method):
     conv, pool = layers
     network = nn.Sequential(

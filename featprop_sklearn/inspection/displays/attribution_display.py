@@ -22,6 +22,8 @@ class AttributionDisplay:
         What speaks for a class, and against it.
     images : array-like of shape (n_samples, channels, height, width), default=None
         What the maps belong to, grey or RGB.
+    wanted : array-like of shape (n_samples, channels, height, width), default=None
+        Images that should have been seen instead, drawn between the two.
     titles : sequence of str, default=None
         One a sample, such as the target.
     method : str, default=None
@@ -31,8 +33,8 @@ class AttributionDisplay:
     ----------
     figure_ : Figure
         What was drawn on.
-    axes_ : ndarray of Axes, of shape (1 or 2, n_samples)
-        Images, where there are any, and maps.
+    axes_ : ndarray of Axes, of shape (1, 2 or 3, n_samples)
+        Images and wanted images, where there are any, and maps.
 
     See Also
     --------
@@ -55,11 +57,13 @@ class AttributionDisplay:
         maps: ArrayLike,
         *,
         images: ArrayLike | None = None,
+        wanted: ArrayLike | None = None,
         titles: Sequence[str] | None = None,
         method: str | None = None,
     ) -> None:
         self.maps = maps
         self.images = images
+        self.wanted = wanted
         self.titles = titles
         self.method = method
 
@@ -101,8 +105,9 @@ class AttributionDisplay:
 
         Parameters
         ----------
-        axes : array of Axes, of shape (2, n_samples) with images, otherwise (1, n_samples)
-            Where to draw; None makes a figure.
+        axes : array of Axes, of shape (rows, n_samples)
+            Where to draw: a row of images and one of wanted images where they are given, and one
+            of maps. None makes a figure.
         cmap : str or Colormap
             Colours of −1 to 1.
 
@@ -118,18 +123,21 @@ class AttributionDisplay:
         ValueError
             If maps, images or axes do not have these shapes.
         """
-        maps, images = self._checked()
-        rows = 1 if images is None else 2
+        maps, pictures = self._checked()
+        rows = len(pictures) + 1
         self.axes_ = grid_of_axes(
             axes,
             (rows, len(maps)),
-            "a row of images and one of maps where both are drawn",
+            "a row for each kind of image that is drawn and one of maps",
             figsize=(1.5 * len(maps) + 1, 1.6 * rows + 0.2),
         )
         self.figure_ = self.axes_[0, 0].figure
-        for panel, image in zip(self.axes_[0], () if images is None else images, strict=False):
-            # from black to white whatever the colours of the page
-            panel.imshow(image, cmap="gray", interpolation="nearest")
+        for panels, (name, images) in zip(self.axes_, pictures.items(), strict=False):
+            for panel, image in zip(panels, images, strict=True):
+                # from black to white whatever the colours of the page, of all rows alike
+                panel.imshow(image, cmap="gray", interpolation="nearest")
+            if len(pictures) > 1:
+                panels[0].set_ylabel(name)
         for panel, one in zip(self.axes_[-1], maps, strict=True):
             scale = np.abs(one).max() or 1.0
             drawn = panel.imshow(one / scale, cmap=cmap, vmin=-1, vmax=1, interpolation="nearest")
@@ -144,22 +152,34 @@ class AttributionDisplay:
             bar.ax.set_yticklabels(["against", "0", "for"])
         return self
 
-    def _checked(self) -> tuple[NDArray, NDArray | None]:
+    def _checked(self) -> tuple[NDArray, dict[str, NDArray]]:
+        """Return the maps, and what is drawn above them, ready to be shown."""
         maps = np.asarray(self.maps, dtype=float)
         if maps.ndim != 3 or len(maps) == 0:
             raise ValueError(
                 "maps must be of shape (n_samples, height, width) to be drawn; got "
                 f"{maps.shape}. Of other inputs take the numbers: AttributionResult.to_frame()."
             )
-        if self.images is None:
-            return maps, None
-        images = np.asarray(self.images)
-        if images.ndim != 4 or (len(images), *images.shape[2:]) != maps.shape:
-            raise ValueError(
-                f"images must be of shape (n_samples, channels, height, width) for maps of shape "
-                f"{maps.shape}; got {images.shape}."
-            )
-        if images.shape[1] != 3:
-            return maps, images.mean(axis=1)
-        low, high = images.min(), images.max()
-        return maps, np.moveaxis((images - low) / max(high - low, 1e-12), 1, -1)
+        given = {"images": self.images, "wanted": self.wanted}
+        pictures = {name: np.asarray(one) for name, one in given.items() if one is not None}
+        for name, images in pictures.items():
+            if images.ndim != 4 or (len(images), *images.shape[2:]) != maps.shape:
+                raise ValueError(
+                    f"{name} must be of shape (n_samples, channels, height, width) for maps of "
+                    f"shape {maps.shape}; got {images.shape}."
+                )
+        return maps, _shown(pictures)
+
+
+def _shown(pictures: dict[str, NDArray]) -> dict[str, NDArray]:
+    """Turn channels into grey, or colours on the scale of the first pictures."""
+    if not pictures:
+        return {}
+    first = next(iter(pictures.values()))
+    if first.shape[1] != 3:
+        return {name: images.mean(axis=1) for name, images in pictures.items()}
+    low, high = first.min(), first.max()
+    return {
+        name: np.moveaxis(((images - low) / max(high - low, 1e-12)).clip(0, 1), 1, -1)
+        for name, images in pictures.items()
+    }
