@@ -62,7 +62,7 @@ def attribute(
     **options : dict
         Of the method. rsp: ``hostile`` (classes, as ``target``, or "runner_up", "present",
         None), ``layer``, ``purge``, ``bounds``. grad_cam and guided_grad_cam: ``layer``,
-        a module or its path (the last ReLU with more than one position a channel).
+        a module or its path (the last activation of more than one position a channel).
         integrated_gradients: ``baseline`` (0), ``n_steps`` (50). occlusion: ``window``
         (a quarter of each side), ``stride`` (half a window), ``baseline`` (0, the value that
         is put in; windows are cut off at the border). displacement: ``split``, ``damping``,

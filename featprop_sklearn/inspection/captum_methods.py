@@ -199,7 +199,8 @@ def _check_relus(model: Explained, x: Tensor) -> None:
         )
     if not any(isinstance(part, nn.ReLU) for part in model.modules()):
         raise ValueError(
-            "Guided backpropagation is the gradient where a network has no nn.ReLU, as this one. "
+            "Captum's guided backpropagation changes the gradient of nn.ReLU modules only, and this "
+            "network has none: other activations, ReLU6 among them, stay as they are. "
             "Use method='gradient'."
         )
 

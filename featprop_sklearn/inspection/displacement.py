@@ -31,7 +31,7 @@ def attribute_displacement(
     y: ArrayLike | None,
     *,
     split: str | int | None = None,
-    damping: float = 1.0,
+    damping: float = 0.3,
     bounds: Bounds | None = None,
     n_steps: int = 50,
 ) -> AttributionResult:
@@ -60,7 +60,7 @@ def attribute_displacement(
         Where the features are. None is the estimator's split, of several the last.
     damping : float
         d: what a change of the input weighs, relative to its norm, against what is missed of the
-        displacement. 0 meets it at any price.
+        displacement. 0 meets it at any price, 1 leaves some wanted inputs short of the label.
     bounds : tuple of (low, high), default=None
         Range of the wanted inputs, such as (0, 1) for grey values. None is from the least to the
         greatest value in X, and for tables no range.
@@ -98,7 +98,7 @@ def attribute_displacement(
     low, high = _range(x) if bounds is None else bounds
 
     wanted, maps = x.double().clone(), torch.zeros_like(x, dtype=torch.float64)
-    displaced = displacements.flatten(1).any(dim=1)
+    displaced = displacements.reshape(len(x), -1).any(dim=1)
     unfinished = 0
     for i in torch.nonzero(displaced)[:, 0].tolist():
         row = slice(i, i + 1)
@@ -112,7 +112,7 @@ def attribute_displacement(
             f"of {len(x)} samples; their maps belong to the inputs found so far. A larger damping "
             f"than {damping} comes to rest sooner.",
             ConvergenceWarning,
-            stacklevel=3,
+            stacklevel=2,
         )
     return AttributionResult(
         maps=to_array(maps if maps.ndim == 2 else maps.sum(dim=1)),

@@ -15,7 +15,7 @@ from featprop_sklearn.least_squares.rows import per_row
 __all__ = ["Displaced"]
 
 #: relative fall of the objective at which a search ends, and how many steps it may take
-TOLERANCE, MAX_STEPS = 1e-7, 1000
+TOLERANCE, MAX_STEPS = 1e-5, 1000
 #: points of an integral that are run at a time
 STEPS_AT_A_TIME = 64
 

@@ -131,15 +131,15 @@ class LayerInverter(
         samples = check_samples(self, X, reset=True)
         options = InversionOptions(self.solver, self.damping, _checked_bounds(self.bounds))
         self.layer_ = private_layer(self._checked_layer()).requires_grad_(False)
+        self._device = module_device(self.layer_)
+        self._dtype = _own_dtype(self.layer_)
         self.in_shape_ = samples.shape[1:]
         self._fitted_dtype = samples.dtype
         self.mean_ = samples.mean(axis=0, dtype=np.float64)
         first = self._first_output(samples[:1])
         self.out_shape_ = tuple(first.shape[1:])
         self._n_features_out = self.out_shape_[0] if self.out_shape_ else 1
-        self._inverter = prepare_inverter(
-            self.layer_, self.in_shape_, options, module_device(self.layer_)
-        )
+        self._inverter = prepare_inverter(self.layer_, self.in_shape_, options, self._device)
         self.result_ = self._invert(to_array(first, samples.dtype), self._references(None, 1))
         return self
 
@@ -162,7 +162,6 @@ class LayerInverter(
         self._check_shape(samples, self.in_shape_, "X", "inputs")
         return to_array(self._run(samples), samples.dtype)
 
-    @plain_torch()
     def inverse_transform(self, Y: ArrayLike, reference: ArrayLike | None = None) -> NDArray:
         """Find the nearest preimages of wanted outputs.
 
@@ -189,7 +188,12 @@ class LayerInverter(
             Y, allow_nd=True, ensure_2d=False, dtype=(np.float64, np.float32), input_name="Y"
         )
         self._check_shape(wanted, self.out_shape_, "Y", "outputs")
-        result = self._invert(wanted, self._references(reference, len(wanted)))
+        return self._nearest(wanted, self._references(reference, len(wanted)))
+
+    @plain_torch()
+    def _nearest(self, wanted: NDArray, references: NDArray) -> NDArray:
+        """Find the nearest preimages of arrays that are checked already."""
+        result = self._invert(wanted, references)
         self.result_ = result
         if not result.converged:
             warnings.warn(
@@ -197,7 +201,7 @@ class LayerInverter(
                 f"(solver {result.solver}, residual {result.residual:.1e} after "
                 f"{result.iterations} iterations). {result.advice}",
                 ConvergenceWarning,
-                stacklevel=3,
+                stacklevel=4,
             )
         return to_array(result.solution, wanted.dtype)
 
@@ -259,16 +263,14 @@ class LayerInverter(
         return self.layer_(self._native(samples))
 
     def _native(self, samples: NDArray) -> Tensor:
-        has_dtype = any(t.is_floating_point() for t in self.layer_.state_dict().values())
-        own = module_dtype(self.layer_) if has_dtype else _dtype(samples)
-        return to_tensor(samples, own, module_device(self.layer_))
+        return to_tensor(samples, self._dtype or _dtype(samples), self._device)
 
     def _double(self, samples: NDArray) -> Tensor:
-        return to_tensor(samples, torch.float64, module_device(self.layer_))
+        return to_tensor(samples, torch.float64, self._device)
 
     def _met_already(self, wanted: NDArray, references: NDArray, x0: Tensor) -> Tensor:
         """Where the layer, in its own and the caller's precision, gives the wanted output."""
-        y = to_tensor(wanted, _dtype(wanted), module_device(self.layer_))
+        y = to_tensor(wanted, _dtype(wanted), self._device)
         met = self._run(references).to(y.dtype) == y
         if not self._inverter.elementwise:
             met = self._by_row(met)
@@ -308,6 +310,12 @@ class LayerInverter(
         tags = super().__sklearn_tags__()
         tags.transformer_tags.preserves_dtype = ["float64", "float32"]
         return tags
+
+
+def _own_dtype(layer: nn.Module) -> torch.dtype | None:
+    """Return the dtype of a layer, None if it computes in any."""
+    has_dtype = any(t.is_floating_point() for t in layer.state_dict().values())
+    return module_dtype(layer) if has_dtype else None
 
 
 def _dtype(array: NDArray) -> torch.dtype:

@@ -142,9 +142,19 @@ class LayerwiseRule:
         -------
         ndarray of float64
             Targets at the stage's input.
+
+        Raises
+        ------
+        ValueError
+            If a target is not finite.
         """
         step = self._fitted_step(index, reference)
-        return step.inverse_transform(target, to_array(reference))
+        if not np.isfinite(target).all():
+            raise ValueError(
+                f"The wanted outputs of stage {self.names_[index]!r} are not finite, so they cannot "
+                "be carried back through it. Use propagation='joint', or a split after this stage."
+            )
+        return step._nearest(target, to_array(reference))
 
     def key(self, chain: Chain) -> tuple[Any, ...]:
         """Return all that decides the targets, besides network, data and output targets."""

@@ -45,13 +45,13 @@ def searches(monkeypatch):
 def inversions(monkeypatch):
     """Count the layers inverted."""
     calls = []
-    invert = LayerInverter.inverse_transform
+    invert = LayerInverter._nearest
 
     def counted(self, Y, reference=None):
         calls.append(len(Y))
         return invert(self, Y, reference)
 
-    monkeypatch.setattr(LayerInverter, "inverse_transform", counted)
+    monkeypatch.setattr(LayerInverter, "_nearest", counted)
     return calls
 
 

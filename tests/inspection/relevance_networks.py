@@ -1,4 +1,6 @@
-"""Networks of the kinds that relevance passes through."""
+"""Networks of the kinds that relevance passes through, and that nothing happens to them."""
+
+from contextlib import contextmanager
 
 import pytest
 import torch
@@ -91,6 +93,62 @@ def volumes():
     )
 
 
+class Bottleneck(nn.Module):
+    """The block of MobileNet-V2; ReLU6 in three of its forms."""
+
+    def __init__(self, n_in, n_out, stride):
+        super().__init__()
+        self.wide = nn.Sequential(nn.Conv2d(n_in, 2 * n_in, 1), nn.ReLU6(inplace=True))
+        self.each = nn.Conv2d(2 * n_in, 2 * n_in, 3, stride, 1, groups=2 * n_in)
+        self.narrow, self.norm = nn.Conv2d(2 * n_in, n_out, 1), nn.BatchNorm2d(n_out)
+
+    def forward(self, x):
+        y = self.norm(self.narrow(self.each(self.wide(x)).clamp(0, 6)))
+        return x + y if x.shape == y.shape else y
+
+
+def mobile():
+    return nn.Sequential(
+        *(nn.ZeroPad2d((0, 1, 0, 1)), nn.Conv2d(1, 8, 3), nn.BatchNorm2d(8), nn.Hardtanh(0, 6)),
+        *(Bottleneck(8, 8, 1), Bottleneck(8, 12, 2), nn.Conv2d(12, 16, 1), nn.ReLU6(), head(16)),
+    )
+
+
+def totals(relevance):
+    return relevance.flatten(1).sum(1)
+
+
+@contextmanager
+def left_alone(network):
+    """Check that a network is afterwards as it was before, also if there is an error."""
+    before = state(network)
+    try:
+        yield
+    finally:
+        after = state(network)
+        old, new = before.pop("tensors"), after.pop("tensors")
+        assert all(one is other for one, other in zip(old, new, strict=True))
+        old, new = before.pop("values"), after.pop("values")
+        assert all(torch.equal(one, other) for one, other in zip(old, new, strict=True))
+        assert before == after
+
+
+def state(network):
+    tensors = [*network.state_dict(keep_vars=True).values()]
+    gradients = [one.grad for one in tensors if one.grad is not None]
+    return {
+        "tensors": tensors + gradients,
+        "values": [one.detach().clone() for one in tensors + gradients],
+        "mode": [part.training for part in network.modules()],
+        "hooks": [
+            (*part._forward_hooks, *part._forward_pre_hooks, *part._backward_hooks)
+            for part in network.modules()
+        ],
+        "attributes": [sorted(vars(part)) for part in network.modules()],
+        "frozen": [parameter.requires_grad for parameter in network.parameters()],
+    }
+
+
 IMAGE = (1, 8, 8)
 NETWORKS = [
     pytest.param(vgg, IMAGE, None, id="VGG"),
@@ -100,5 +158,6 @@ NETWORKS = [
     pytest.param(Dense, IMAGE, None, id="concatenation"),
     pytest.param(Inception, IMAGE, "mixed", id="branches"),
     pytest.param(series, (2, 12), None, id="1-D"),
+    pytest.param(mobile, IMAGE, None, id="MobileNet"),
     pytest.param(volumes, (1, 4, 6, 6), None, id="3-D"),
 ]

@@ -2,9 +2,15 @@
 
 import pytest
 import torch
+from torch import nn
 
 from featprop_sklearn.inspection import box_masks, make_digit_scenes, pointing_game
-from featprop_sklearn.inspection.relevance import RelativeSectionalPropagation
+from featprop_sklearn.inspection.relevance import (
+    RelativeSectionalPropagation,
+    pass_through,
+    register_relevance_rule,
+    registry,
+)
 from tests.inspection.scene_networks import cnn, resnet, trained
 
 
@@ -12,7 +18,18 @@ def hits(maps, boxes):
     return pointing_game(maps, boxes).mean()
 
 
-@pytest.mark.parametrize("build", [cnn, resnet])
+def gelu_cnn():
+    """GELU is to be handed through as ReLU is."""
+    register_relevance_rule("gelu", pass_through)
+    return nn.Sequential(*(nn.GELU() if isinstance(part, nn.ReLU) else part for part in cnn()))
+
+
+@pytest.fixture(autouse=True)
+def _registry_as_before(monkeypatch):
+    monkeypatch.setattr(registry, "_RULES", dict(registry._RULES))
+
+
+@pytest.mark.parametrize("build", [cnn, resnet, gelu_cnn])
 def test_target_and_hostile_digit(build):
     torch.manual_seed(0)
     network = trained(build(), 300)

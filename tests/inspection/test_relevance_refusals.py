@@ -1,5 +1,7 @@
 """What relevance cannot pass: refused in words, or given a rule of one's own."""
 
+import re
+
 import pytest
 import torch
 from torch import nn
@@ -11,17 +13,13 @@ from featprop_sklearn.inspection.relevance import (
     register_relevance_rule,
     registry,
 )
-from tests.inspection.relevance_networks import IMAGE, Inception, head, settled, vgg
-from tests.networks.zoo import ResNet
+from tests.inspection.relevance_networks import IMAGE, Inception, head, settled, totals, vgg
+from tests.networks.zoo import MobileNet, ResNet, SqueezeExcitation
 
 
 @pytest.fixture(autouse=True)
 def _registry_as_before(monkeypatch):
     monkeypatch.setattr(registry, "_RULES", dict(registry._RULES))
-
-
-def totals(relevance):
-    return relevance.flatten(1).sum(1)
 
 
 @pytest.fixture
@@ -53,7 +51,7 @@ def test_a_rule_for_a_layer_type_and_its_subclasses(network, images):
         pass
 
     network[4] = Finer()
-    with pytest.raises(ValueError, match="Module '4' calls sigmoid, and no relevance rule"):
+    with pytest.raises(ValueError, match="Module '4' calls mul of these inputs together, and"):
         RelativeSectionalPropagation(network).attribute(images)
     seen = []
 
@@ -65,6 +63,45 @@ def test_a_rule_for_a_layer_type_and_its_subclasses(network, images):
     found = RelativeSectionalPropagation(network).attribute(images, 1, [2])
     torch.testing.assert_close(totals(found), torch.ones(5))
     assert seen == [("4", True)]
+
+
+def test_a_rule_for_the_layer_type_that_relevance_starts_from(network, images):
+    expected = RelativeSectionalPropagation(network).attribute(images, 1, [2])
+    register_relevance_rule(nn.ReLU, pass_through)
+    found = RelativeSectionalPropagation(network).attribute(images, 1, [2])
+    assert torch.equal(found, expected)
+
+
+def as_the_message_says(error):
+    """Run the code in it."""
+    code = re.search(r"run: (from .*\))$", str(error.value)).group(1)
+    exec(code, {})
+
+
+@pytest.mark.parametrize(
+    "activation", [nn.LeakyReLU, nn.GELU, nn.PReLU, nn.Tanh, lambda: nn.Hardtanh(-1.0, 1.0)]
+)
+def test_the_advice_about_activations_of_negative_values_works(images, activation):
+    layers = [activation() if isinstance(layer, nn.ReLU) else layer for layer in vgg()]
+    network = settled(nn.Sequential(*layers))
+    rsp = RelativeSectionalPropagation(network, "8")
+    text = r"Module '[28]' calls \w+( with a lower end below zero)?, and no .* gives negative"
+    with pytest.raises(ValueError, match=text) as error:
+        rsp.attribute(images, 1, [2])
+    as_the_message_says(error)
+    torch.testing.assert_close(totals(rsp.attribute(images, 1, [2])), torch.ones(5))
+
+
+def test_the_advice_about_gates_works(images):
+    register_relevance_rule("hardswish", pass_through)
+    rsp = RelativeSectionalPropagation(settled(MobileNet()), "features")
+    text = (
+        r"'features\.1\.block\.6' calls mul of these inputs .* gate, .* rule of the module's type"
+    )
+    with pytest.raises(ValueError, match=text):
+        rsp.attribute(images, 1, [2])
+    register_relevance_rule(SqueezeExcitation, pass_through)
+    torch.testing.assert_close(totals(rsp.attribute(images, 1, [2])), torch.ones(5))
 
 
 @pytest.mark.parametrize("layer", [nn.GELU(), int, None])
@@ -108,9 +145,10 @@ class Inner(nn.Module):
     ("function", "text"),
     [
         (torch.tanh, "Module 'inner' calls tanh, and"),
-        (torch.sigmoid_, "Module 'inner' calls sigmoid, and"),
+        (torch.arctan_, "Module 'inner' calls arctan, and"),
+        (lambda x: x.clamp(-1), "Module 'inner' calls clamp with a lower end below zero, and"),
         (lambda x: x * x, "Module 'inner' calls mul of these inputs together, and"),
-        (lambda x: x * x.sigmoid(), "Module 'inner' calls sigmoid, and"),
+        (lambda x: x * x.sigmoid(), "Module 'inner' calls mul of these inputs together, and"),
         (lambda x: 1 - x, "Module 'inner' calls __rsub__, and"),
         (
             lambda x: torch.div(1.0 + torch.ones(4, 6, 6), x),
@@ -130,6 +168,13 @@ def test_calls_without_a_rule(images, function, text):
     assert "no relevance rule tells how relevance passes back through that" in str(error.value)
     assert "There are rules for adaptive_avg_pool1d, " in str(error.value)
     assert "rule with register_relevance_rule." in str(error.value)
+
+
+def test_what_clips_large_values_only_has_a_rule(images):
+    network = Calls(F.relu6)
+    expected = RelativeSectionalPropagation(network).attribute(images, 1, [2])
+    network.inner.function = lambda x: x.relu().clamp(max=6)
+    assert torch.equal(RelativeSectionalPropagation(network).attribute(images, 1, [2]), expected)
 
 
 def test_linear_layers_are_not_propagated_through(images):
@@ -193,14 +238,14 @@ def test_features_that_are_overwritten_and_read_again(images):
         RelativeSectionalPropagation(Calls(alias)).attribute(images)
 
 
-def test_a_last_relu_in_a_branch(images):
-    with pytest.raises(ValueError, match=r"last ReLU of the network lies on one of several bran"):
+def test_a_last_activation_in_a_branch(images):
+    with pytest.raises(ValueError, match=r"last activation of the network lies on one of several"):
         RelativeSectionalPropagation(Inception()).attribute(images)
 
 
-def test_no_relu_with_a_feature_map():
+def test_no_activation_with_a_feature_map():
     network = nn.Sequential(nn.Flatten(), nn.Linear(64, 8), nn.ReLU(), nn.Linear(8, 3))
-    with pytest.raises(ValueError, match=r"no ReLU of more than one position.*as layer="):
+    with pytest.raises(ValueError, match=r"no activation of more than one .*as layer="):
         RelativeSectionalPropagation(network).attribute(torch.randn(2, *IMAGE))
 
 

@@ -15,6 +15,7 @@ from featprop_sklearn.inspection.relevance import RelativeSectionalPropagation
 from featprop_sklearn.inspection.relevance import convolution as convolution_file
 from featprop_sklearn.inspection.relevance.convolution import through_hidden_convolution
 from featprop_sklearn.inspection.relevance.first_layer import through_first_convolution
+from featprop_sklearn.inspection.relevance.padding import padded
 from featprop_sklearn.inspection.relevance.purging import purge_by_sign
 from featprop_sklearn.inspection.relevance.registry import Call, Options, ruled_layers
 from featprop_sklearn.inspection.relevance.rules import pass_through, proportional, shared
@@ -84,12 +85,14 @@ def test_point_convolution_of_the_specification():
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)
 
 
-def test_dead_windows_lose_their_share_and_no_more():
+def test_dead_windows_share_equally():
+    """One of 3×3 windows is alive; each of the others gives a quarter to its four pixels."""
     x = torch.zeros(1, 1, 4, 4, dtype=torch.float64)
     x[..., 0, 0] = 1
     relevance = torch.ones(1, 1, 3, 3, dtype=torch.float64)
     found = through_hidden_convolution(Windows.of((2, 2), 1, 0, 1, 1), relevance, x)
-    torch.testing.assert_close(found, x)
+    windows_of_a_pixel = tensor([[0, 1, 2, 1], [1, 3, 4, 2], [2, 4, 4, 2], [1, 2, 2, 1]])
+    torch.testing.assert_close(found, x + windows_of_a_pixel / 4)
 
 
 def test_first_convolution_of_the_specification():
@@ -127,8 +130,18 @@ def test_purging_of_the_specification():
 
 
 def hidden_by_autograd(x, weight, relevance, convolution, options):
-    """Follow the specification's formulas for one sample, with torch's own derivatives."""
+    """Follow the specification's formulas for one sample, with torch's own derivatives.
+
+    Windows without any activation share equally.
+    """
     x = x.clamp_min(0)[None]
+    ones = torch.ones_like(weight)
+
+    def dead():
+        given = torch.ones_like(x).requires_grad_()
+        lost = relevance[None] * (convolution(x, ones, **options) == 0)
+        inside = convolution(given, ones, **options)
+        return torch.autograd.grad((inside * lost / inside.detach()).sum(), given)[0][0]
 
     def one_sign(part):
         w = weight.clone().requires_grad_()
@@ -141,10 +154,10 @@ def hidden_by_autograd(x, weight, relevance, convolution, options):
 
     found = one_sign(relevance[None].clamp_min(0)) - one_sign((-relevance[None]).clamp_min(0))
     if math.prod(weight.shape[2:]) == 1:
-        return found[0]
+        return found[0] + dead()
     doubled = 2 * found
     support = doubled.abs() > 0
-    return (doubled - support * doubled.sum() / 2 / support.sum())[0]
+    return (doubled - support * doubled.sum() / 2 / support.sum())[0] + dead()
 
 
 @pytest.mark.parametrize(("shape", "weight_shape", "options"), GEOMETRIES)
@@ -259,6 +272,29 @@ def test_max_pooling_gives_all_to_the_maximum(layer):
     torch.testing.assert_close(found.flatten(2), expected)
 
 
+@pytest.mark.parametrize("pad", [(1, 2), (0, 1, 2, 0), (-1, 2), (1, 0, 0, 2, 1, 1)])
+def test_constant_borders_give_to_the_nearest_entry(pad):
+    x = torch.randn(2, 3, 4, 5, dtype=torch.float64)
+    relevance = torch.randn(F.pad(x, pad).shape, dtype=torch.float64)
+    found = padded(Call(F.pad, {1: pad}), relevance, x)
+    expected = np.zeros(x.shape)
+    before = [0, *([0, 0, 0, *pad[-2::-2]][-3:])]
+    for place, value in np.ndenumerate(relevance.numpy()):
+        moved = np.subtract(place, before)
+        expected[tuple(np.clip(moved, 0, np.array(x.shape) - 1))] += value
+    np.testing.assert_allclose(found, expected, atol=1e-12)
+
+
+@pytest.mark.parametrize("mode", ["reflect", "replicate", "circular"])
+def test_borders_that_repeat_entries_give_to_these(mode):
+    x = torch.arange(12, dtype=torch.float64).reshape(1, 1, 3, 4)
+    call = Call(F.pad, {"pad": (1, 2, 2, 1), "mode": mode})
+    relevance = torch.randn(1, 1, 6, 7, dtype=torch.float64)
+    came_from = call(x).long().flatten()  # each entry is its own number
+    expected = torch.zeros(12).double().index_add(0, came_from, relevance.flatten())
+    torch.testing.assert_close(padded(call, relevance, x).flatten(), expected)
+
+
 def test_windows_of_zeros_share_equally_under_a_mean():
     relevance = torch.ones(1, 1, 1, 1, dtype=torch.float64)
     x = torch.zeros(1, 1, 2, 2, dtype=torch.float64)
@@ -311,7 +347,7 @@ def test_convolutions_keep_the_sum(layer):
     x, weight, relevance, _ = random_layer(*case.values, seed=seed)
     windows = windows_of(weight, case.values[2])
     for found in (
-        through_hidden_convolution(windows, relevance, x.abs() + 0.1),  # no dead window
+        through_hidden_convolution(windows, relevance, x),
         through_first_convolution(weight, windows, relevance, x),
     ):
         torch.testing.assert_close(
@@ -386,7 +422,12 @@ def of_dimension(n):
 
 CALLS = {
     "add": lambda x: x + x.flip(-1),
-    "relu": F.relu,
+    "pad": lambda x: F.pad(x, (1, 2)),
+    **{name: getattr(F, name) for name in ("relu", "relu6", "softplus", "hardsigmoid")},
+    "sigmoid": torch.sigmoid,
+    "hardtanh": lambda x: F.hardtanh(x, 0.0, 1.0),
+    **{name: partial(getattr(torch, name), min=0) for name in ("clamp", "clip", "clamp_min")},
+    "clamp_max": partial(torch.clamp_max, max=0.5),
     "batch_norm": lambda x: F.batch_norm(x, torch.zeros(4).to(x), torch.ones(4).to(x)),
     "mean": lambda x: x.mean(dim=-1, keepdim=True),
     **{name: partial(getattr(torch, name), other=0.2) for name in ("sub", "subtract")},

@@ -13,9 +13,8 @@ from featprop_sklearn.inspection import (
     make_digit_scenes,
     map_similarity,
 )
-from tests.inspection.relevance_networks import IMAGE, vgg
+from tests.inspection.relevance_networks import IMAGE, state, vgg
 from tests.inspection.scene_networks import cnn, trained
-from tests.inspection.test_relevance import state
 
 
 @pytest.fixture

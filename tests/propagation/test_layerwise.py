@@ -124,6 +124,14 @@ def test_summary_weights_and_empty_rates(problem):
     assert np.isnan(quality.summary(weights * quality.correct)["repair_rate"])
 
 
+def test_targets_that_are_not_finite_are_refused(problem):
+    _, chain, x, _ = problem
+    features = list(chain.features(x))
+    rule = LayerwiseRule().fit(chain, features, ["0"])
+    with pytest.raises(ValueError, match=r"stage '4' are not finite.*propagation='joint'"):
+        rule.targets(features, torch.full_like(features[-1], torch.nan))
+
+
 def test_unknown_rule():
     with pytest.raises(ValueError, match=r"propagation must be one of .*'backwards'"):
         make_rule("backwards", solver="auto", damping="auto")

@@ -19,6 +19,7 @@ DOCS = Path(__file__).parents[2] / "docs"
         "add_a_layer.rst",
         "add_a_solver.rst",
         "attribution.rst",
+        "displacement.rst",
         "displays.rst",
         "large_data.rst",
         "networks.rst",

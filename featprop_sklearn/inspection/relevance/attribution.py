@@ -39,9 +39,9 @@ class RelativeSectionalPropagation:
         then, in eval mode.
     layer : nn.Module, str or None
         A module of the model that runs once, or its path: relevance starts at its output, of
-        shape (n_samples, channels, positions...). None is the last ReLU of more than one
-        position a channel, which in networks like VGG and ResNet is the last before the
-        final pooling.
+        shape (n_samples, channels, positions...). None is the last activation (ReLU, ReLU6,
+        GELU, ...) of more than one position a channel, which in networks like VGG, ResNet and
+        MobileNet is the last before the final pooling.
     purge : None or "sign"
         "sign" deletes, before each hidden convolution, relevance whose sign is not that of
         the sum over the channels at its position.
@@ -106,8 +106,8 @@ class RelativeSectionalPropagation:
         -------
         Tensor of the shape and dtype of ``x``
             Its sum over the channels of the input is the map to look at. The sum of all is
-            1 a sample where there are hostile classes, but for what falls on windows
-            without any activation, or on explicit padding.
+            1 a sample where there are hostile classes; where no unit speaks against the
+            target it is 2, and where none speaks for it −1.
 
         Raises
         ------

@@ -10,11 +10,15 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from featprop_sklearn.inspection.relevance.activations import SIGNED
+
 __all__ = [
     "Bounds",
     "Call",
     "Options",
     "Rule",
+    "as_relu",
+    "call_name",
     "check_inputs",
     "find_rule",
     "register_relevance_rule",
@@ -26,8 +30,13 @@ Bounds = tuple[float | Tensor, float | Tensor]
 Rule = Callable[..., Any]
 
 _RULES: dict[str | type[nn.Module], Rule] = {}
+_PRODUCTS = ("mul", "multiply")
 #: functions whose arguments may change places
-_COMMUTATIVE = ("add", "mul", "multiply")
+_COMMUTATIVE = ("add", *_PRODUCTS)
+_AS_GATE = (
+    " Where a module scales its input by a gate, as in squeeze-and-excitation, pass_through as "
+    "the rule of the module's type hands relevance on to the input."
+)
 
 
 @dataclass(frozen=True)
@@ -122,6 +131,12 @@ def register_relevance_rule(layer: str | type[nn.Module], rule: Rule) -> None:
     _RULES[layer] = rule
 
 
+def call_name(func: Callable[..., Any]) -> str:
+    """Return the name that a rule is registered for: add of ``add_``."""
+    name = getattr(func, "__name__", str(func))
+    return name if name.startswith("_") else name.removesuffix("_")
+
+
 def ruled_layers() -> tuple[str | type[nn.Module], ...]:
     """Return the names and layer types that have a rule."""
     return tuple(_RULES)
@@ -144,12 +159,13 @@ def check_inputs(rule: Rule, call: Call) -> None:
     try:
         inspect.signature(rule).bind(call, None, *call.places)
     except TypeError:
-        raise unsupported(call.path, call.name, "of these inputs together") from None
+        advice = _AS_GATE if call.name in _PRODUCTS else ""
+        raise unsupported(call.path, call.name, "of these inputs together", advice) from None
     if call.places[0] not in (0, "input") and call.name not in _COMMUTATIVE:
         raise unsupported(call.path, call.name, f"with its input in place {call.places[0]!r}")
 
 
-def unsupported(path: str, name: str, how: str = "") -> ValueError:
+def unsupported(path: str, name: str, how: str = "", advice: str = "") -> ValueError:
     """Return the error for a call that relevance cannot pass through."""
     names = sorted(key if isinstance(key, str) else key.__name__ for key in _RULES)
     caller = f"Module {path!r}" if path else "The network"
@@ -158,4 +174,16 @@ def unsupported(path: str, name: str, how: str = "") -> ValueError:
         f"tells how relevance passes back through that. There are rules for {', '.join(names)}, "
         "and reshapes, slices and concatenations need none. Let relevance start at an earlier "
         "layer=, replace the call, or give it, or the module, a rule with register_relevance_rule."
+        + (advice or (as_relu(name) if name in SIGNED else ""))
+    )
+
+
+def as_relu(name: str) -> str:
+    """Say how to treat an activation of negative values like ReLU."""
+    return (
+        f" {name} gives negative values here, which have no share in the relevance of a "
+        "convolution, and unsettle that of a mean. To hand relevance on as through ReLU all the "
+        "same, run: "
+        "from featprop_sklearn.inspection.relevance import pass_through, register_relevance_rule; "
+        f"register_relevance_rule({name!r}, pass_through)"
     )

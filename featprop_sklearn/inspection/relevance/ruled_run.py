@@ -14,6 +14,7 @@ from featprop_sklearn.inspection.relevance.registry import (
     Call,
     Options,
     Rule,
+    call_name,
     check_inputs,
     find_rule,
     unsupported,
@@ -78,6 +79,7 @@ class RuledRun(TorchFunctionMode):
         self.seed: Tensor
         self.features: Tensor
         self._reached = False
+        self._inside_ruled = self._is_due = False
         self._paths = [""]
         self._head: tuple[object, Tensor] | None = None
         # node of autograd's graph -> whether a convolution lies before it
@@ -97,7 +99,13 @@ class RuledRun(TorchFunctionMode):
         self._paths.pop()
 
     def reach(self, features: Tensor) -> Tensor:
-        """Let relevance start at a feature; return it as the rest of the network goes on."""
+        """Let relevance start at a feature; return it as the rest of the network goes on.
+
+        Within a layer that has a rule, it starts at the output of that layer.
+        """
+        if self._inside_ruled:
+            self._is_due = True
+            return features
         self._lies_behind(features)
         self._reached = True
         self.seed, self.features = features, features.detach().clone().requires_grad_()
@@ -134,8 +142,7 @@ class RuledRun(TorchFunctionMode):
     ) -> Any:
         """Run a function of torch."""
         kwargs = kwargs or {}
-        name = getattr(func, "__name__", str(func))
-        name = name if name.startswith("_") else name.removesuffix("_")  # add_ is add
+        name = call_name(func)
         result = self._run(name, func, args, kwargs, find_rule(name))
         if name in HEADS:
             self._head = result, (*args, *kwargs.values())[0]
@@ -163,11 +170,13 @@ class RuledRun(TorchFunctionMode):
         others = {place: value for place, value in given.items() if place not in inputs}
         call = Call(func, others, tuple(inputs), name, path, not behind, self.options)
         check_inputs(rule, call)
+        self._inside_ruled = True
         result = _Ruled.apply(rule, call, *inputs.values())
+        self._inside_ruled = False
         if not isinstance(result, Tensor):
             raise unsupported(path, name, "for more than one tensor")
         self._accepted[result.grad_fn] = behind or rule is convolution
-        return result
+        return self.reach(result) if self._is_due else result
 
     def _lies_behind(self, value: Tensor, name: str = "") -> bool:
         """Return whether a convolution lies before a value; refuse what has no rule."""

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
-from featprop_sklearn.inspection.relevance.registry import Call, Rule
+from featprop_sklearn.inspection.relevance.activations import CLIPS, NON_NEGATIVE, floor
+from featprop_sklearn.inspection.relevance.registry import Call, Rule, as_relu, unsupported
 from featprop_sklearn.inspection.relevance.sums import ratio
 
-__all__ = ["RULES", "pass_through", "proportional", "shared"]
+__all__ = ["RULES", "clipped", "pass_through", "proportional", "shared"]
 
 #: keeps a window of zeros divisible
 SMALL = 1e-9
@@ -17,9 +20,23 @@ SMALL = 1e-9
 def pass_through(call: Call, relevance: Tensor, x: Tensor) -> Tensor:
     """Hand the relevance of each output to the input at the same place.
 
-    The rule of ReLU, of BatchNorm in eval mode and of arithmetic with constants.
+    The rule of activations without negative values, as ReLU, of BatchNorm in eval mode and of
+    arithmetic with constants.
     """
     return relevance.sum_to_size(x.shape)
+
+
+def clipped(call: Call, relevance: Tensor, x: Tensor) -> Tensor:
+    """Hand relevance on through ReLU6 and its like, and through what clips large values only.
+
+    Raises
+    ------
+    ValueError
+        If values are clipped below zero.
+    """
+    if -math.inf < floor(call, x) < 0:
+        raise unsupported(call.path, call.name, "with a lower end below zero", as_relu(call.name))
+    return pass_through(call, relevance, x)
 
 
 def proportional(call: Call, relevance: Tensor, x: Tensor) -> Tensor:
@@ -54,7 +71,8 @@ def shared(
 
 
 _ELEMENTWISE = (
-    *("relu", "batch_norm"),
+    *NON_NEGATIVE,
+    "batch_norm",
     *("sub", "subtract", "mul", "multiply", "div", "divide", "true_divide"),
 )
 _POOLING = (
@@ -65,5 +83,6 @@ _POOLING = (
 RULES: dict[str, Rule] = {
     "add": shared,
     **dict.fromkeys(_ELEMENTWISE, pass_through),
+    **dict.fromkeys(CLIPS, clipped),
     **dict.fromkeys(_POOLING, proportional),
 }

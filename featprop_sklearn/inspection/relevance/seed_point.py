@@ -1,4 +1,4 @@
-"""Where in a network relevance starts: at the output of a module, or at its last ReLU."""
+"""Where in a network relevance starts: at the output of a module, or of its last activation."""
 
 from __future__ import annotations
 
@@ -12,6 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
+
+from featprop_sklearn.inspection.relevance.activations import ends_feature_map
+from featprop_sklearn.inspection.relevance.registry import call_name
 
 __all__ = ["SeedPoint", "find_seed_point", "layer_path"]
 
@@ -75,8 +78,8 @@ def find_seed_point(
     inner : nn.Module
         The copy of the user's network in it.
     path : str or None
-        Of a module in that copy that runs once; None is the last ReLU of more than one
-        position a channel.
+        Of a module in that copy that runs once; None is the last activation of more than
+        one position a channel, whether module or function.
     x : Tensor of shape (n_samples, ...)
         A few inputs.
 
@@ -91,9 +94,9 @@ def find_seed_point(
     ------
     ValueError
         If the module does not run just once, or gives no feature map; if there is no such
-        ReLU, or the network passes it by.
+        activation, or the network passes it by.
     """
-    watch = _ReLUs if path is None else _watch_module(inner.get_submodule(path))
+    watch = _Activations if path is None else _watch_module(inner.get_submodule(path))
     seen: list[tuple[int, ...]] = []
     with torch.no_grad(), watch(lambda output: seen.append(_shape(output))):
         outputs = network(x.clone())
@@ -102,14 +105,16 @@ def find_seed_point(
         return SeedPoint(watch, 0), outputs
     maps = [number for number, shape in enumerate(seen) if math.prod(shape[2:]) > 1]
     if not maps:
-        raise ValueError(f"The network has no ReLU of more than one position a channel. {_NAME_IT}")
+        raise ValueError(
+            f"The network has no activation of more than one position a channel. {_NAME_IT}"
+        )
     point = SeedPoint(watch, maps[-1])
     _check_passed_by_none(network, point, x)
     return point, outputs
 
 
-class _ReLUs(TorchFunctionMode):
-    """Watch the outputs of ReLUs, modules and functions alike."""
+class _Activations(TorchFunctionMode):
+    """Watch the outputs of activations, modules and functions alike."""
 
     def __init__(self, act: Act) -> None:
         super().__init__()
@@ -117,8 +122,9 @@ class _ReLUs(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run a function of torch."""
-        output = func(*args, **(kwargs or {}))
-        if getattr(func, "__name__", "") not in ("relu", "relu_"):
+        kwargs = kwargs or {}
+        output = func(*args, **kwargs)
+        if not ends_feature_map(call_name(func), func, args, kwargs):
             return output
         changed = self.act(output)
         return output if changed is None else changed
@@ -153,6 +159,6 @@ def _check_passed_by_none(network: nn.Module, point: SeedPoint, x: Tensor) -> No
         passed_by = network(x.detach().clone().requires_grad_().clone()).requires_grad
     if passed_by:
         raise ValueError(
-            "The last ReLU of the network lies on one of several branches. "
+            "The last activation of the network lies on one of several branches. "
             f"{_NAME_IT} Where branches join it is the block that joins them."
         )
