@@ -29,8 +29,8 @@ class AttributionResult:
         the map (NaN without hostile classes); for integrated gradients the sum − the difference
         of the target's logit to that of the baseline; for lrp the target's logit − the
         sum. NaN for methods that promise none.
-    target : ndarray of shape (n_samples,)
-        The class that is explained.
+    target : ndarray of shape (n_samples,) or (n_samples, n_outputs)
+        The class that is explained; of method "displacement" what was wanted.
     method : str
         Name of the method.
     inputs : ndarray of shape (n_samples, channels, ...)
@@ -59,7 +59,7 @@ class AttributionResult:
         peaks = np.unravel_index(flat.argmax(axis=1), self.maps.shape[1:])
         return pd.DataFrame(
             {
-                "target": self.target,
+                "target": self.target if self.target.ndim == 1 else list(self.target),
                 "residual": self.residual,
                 "positive": flat.clip(min=0).sum(axis=1),
                 "negative": flat.clip(max=0).sum(axis=1),

@@ -254,6 +254,15 @@ def test_values_of_a_regressor_on_a_table():
     assert list(found.to_frame().columns[:2]) == ["target", "residual"]
 
 
+def test_several_labels_a_sample():
+    X = np.random.default_rng(0).normal(size=(60, 5))
+    y = (X[:, :3] > 0).astype(int)
+    estimator = FeatureBackpropClassifier(random_state=0).fit(X, y)
+    found = attribute(estimator, X[:6], "displacement", target=1 - y[:6], damping=0.05)
+    assert np.mean(estimator.predict(found.wanted) == 1 - y[:6]) > 0.9
+    assert found.to_frame()["target"][0].tolist() == (1 - y[0]).tolist()
+
+
 @pytest.mark.parametrize("split", [["1", "5"], "1"])
 def test_networks_that_work_in_place_and_of_several_splits(digits, split):
     _, X, y = digits
