@@ -111,7 +111,7 @@ class FeatureBackpropBase(SharedParameters, TakesSamples, ABC):
 
     @abstractmethod
     def _make_output_targets(
-        self, task: str, outputs: Tensor, weights: Tensor, last_layer: type | None
+        self, task: str, outputs: Tensor, y: NDArray, weights: Tensor, last_layer: type | None
     ) -> OutputTargets:
         """Choose the output targets, once the task is known."""
 
@@ -270,7 +270,7 @@ class FeatureBackpropBase(SharedParameters, TakesSamples, ABC):
         )
         weights = to_tensor(spread.weights, torch.float64, outputs.device)
         self._output_targets = self._make_output_targets(
-            task, outputs, weights, last_layer_type(chain)
+            task, outputs, spread.y, weights, last_layer_type(chain)
         )
         self.module_ = module
         self._sample_shape = given.samples.shape[1:]

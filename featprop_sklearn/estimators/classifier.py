@@ -402,7 +402,7 @@ class FeatureBackpropClassifier(ClassifierMixin, FeatureBackpropBase):
         return self._class_map.task
 
     def _make_output_targets(
-        self, task: str, outputs: Tensor, weights: Tensor, last_layer: type | None
+        self, task: str, outputs: Tensor, y: NDArray, weights: Tensor, last_layer: type | None
     ) -> OutputTargets:
         per_logit = task != "multiclass"
         columns = outputs.reshape(len(outputs), -1)

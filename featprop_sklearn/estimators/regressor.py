@@ -269,9 +269,11 @@ class FeatureBackpropRegressor(RegressorMixin, FeatureBackpropBase):
         return "regression"
 
     def _make_output_targets(
-        self, task: str, outputs: Tensor, weights: Tensor, last_layer: type | None
+        self, task: str, outputs: Tensor, y: NDArray, weights: Tensor, last_layer: type | None
     ) -> OutputTargets:
-        return OutputTargets(task, step=self.target_step)
+        values, shares = self._encode(y), to_array(weights / weights.sum())
+        squares = np.square(values - shares @ values).sum(axis=1)
+        return OutputTargets(task, step=self.target_step, scale=float(np.sqrt(shares @ squares)))
 
     def _class_weights(self, y: NDArray, weights: NDArray) -> NDArray:
         return np.ones(len(y))

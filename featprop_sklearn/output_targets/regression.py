@@ -25,8 +25,10 @@ def regression_target(output: Tensor, y: Tensor) -> Tensor:
     return y.to(output)
 
 
-def relative_residual(output: Tensor, y: Tensor) -> Tensor:
-    """‖o − y‖ / ‖y‖ per sample; where y = 0, zero for an exact output and infinite otherwise.
+def relative_residual(output: Tensor, y: Tensor, scale: float = 0.0) -> Tensor:
+    """‖o − y‖ / max(‖y‖, scale) per sample.
+
+    Without a scale, where y = 0, it is zero for an exact output and infinite otherwise.
 
     Parameters
     ----------
@@ -34,6 +36,8 @@ def relative_residual(output: Tensor, y: Tensor) -> Tensor:
         Output o of the network.
     y : Tensor of shape (n_samples, n_outputs)
         Wanted values.
+    scale : float
+        What is small for a y.
 
     Returns
     -------
@@ -42,4 +46,4 @@ def relative_residual(output: Tensor, y: Tensor) -> Tensor:
     y = y.to(output.device, torch.float64)
     residual = torch.linalg.vector_norm(output.double() - y, dim=1)
     norm = torch.linalg.vector_norm(y, dim=1)
-    return residual / norm.clamp_min(torch.finfo(norm.dtype).tiny)
+    return residual / norm.clamp_min(max(scale, torch.finfo(norm.dtype).tiny))

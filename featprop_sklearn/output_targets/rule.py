@@ -63,6 +63,8 @@ class OutputTargets:
     multiple : float, optional
         Where given, the margin is this multiple of the logits' spread, and follows it: see
         :meth:`rescaled`.
+    scale : float, default=0.0
+        Of regression: the spread of y, which distances of a smaller y are relative to.
 
     Raises
     ------
@@ -76,6 +78,7 @@ class OutputTargets:
     step: float = 1.0
     head: Head = field(default_factory=Head)
     multiple: float | None = None
+    scale: float = 0.0
 
     def __post_init__(self) -> None:
         """Refuse parameters outside their range."""
@@ -192,7 +195,7 @@ class OutputTargets:
         """Whether each output lies in T(y), within 1e-3 of the scale of its own logits.
 
         The scale is the sample's largest absolute logit, so that the answer does not depend on
-        the other samples. Regression: ‖o − y‖ <= 1e-3 ‖y‖.
+        the other samples. Regression: ‖o − y‖ <= 1e-3 max(‖y‖, scale).
 
         Parameters
         ----------
@@ -205,7 +208,7 @@ class OutputTargets:
         """
         columns, y = self._align(output, y)
         if self.task == "regression":
-            return relative_residual(columns, y) <= REACHED_TOLERANCE
+            return relative_residual(columns, y, self.scale) <= REACHED_TOLERANCE
         logits = self.head.to_logits(columns)
         near = self._violation(logits, y) <= REACHED_TOLERANCE * logits.abs().amax(1)
         return near & torch.isfinite(logits).all(1)

@@ -37,7 +37,8 @@ class TargetQuality:
         ‖target − feature‖, and the same over ‖feature‖ (NaN, and left out of means, where
         the feature is zero).
     residual : ndarray
-        ‖output given the target − wanted output‖ over ‖wanted output‖.
+        ‖output given the target − wanted output‖ over ‖wanted output‖; for regression over
+        the spread of y where that is larger.
     status : ndarray of int8
         What became of the sample, a number in ``STATUSES``.
     """
@@ -123,7 +124,10 @@ def measure_targets(
         reached=reached,
         displacement=displacement,
         relative_displacement=_relative(displacement, _row_norm(feature)),
-        residual=_ratio(_row_norm(reached_output - wanted), _row_norm(wanted)),
+        residual=_ratio(
+            _row_norm(reached_output - wanted),
+            np.maximum(_row_norm(wanted), output_targets.scale),
+        ),
         status=np.where(reached, np.where(met, MET, REACHED), why),
     )
 

@@ -124,3 +124,13 @@ def test_partial_fit_and_pickle(diabetes, mlp):
     copy = pickle.loads(pickle.dumps(regressor))
     np.testing.assert_array_equal(copy.predict(X_test), regressor.predict(X_test))
     assert clone(regressor).module is mlp
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_values_of_zero_are_measured_by_the_spread_of_y(dtype):
+    X = np.random.default_rng(0).normal(size=(200, 5)).astype(dtype)
+    y = np.maximum(0, X[:, 0])
+    assert (y == 0).mean() > 0.4
+    table = feature_gap(FeatureBackpropRegressor(random_state=0).fit(X, y), X, y)
+    assert (table["reached"] > 0.99).all()
+    assert (table["residual"] < 1e-3).all()

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from scipy.optimize import lsq_linear
 
 from featprop_sklearn.output_targets import (
+    OutputTargets,
     margin_violation,
     max_assign_target,
     one_hot_target,
@@ -114,3 +115,11 @@ def test_relative_residual_including_zero_targets():
     assert residual[0].item() == pytest.approx(0.1)
     assert residual[1] == 0
     assert residual[2] > 1e100
+    np.testing.assert_allclose(relative_residual(output, y, scale=2.0), [0.1, 0, 5e-10])
+
+
+def test_zeros_are_reached_on_the_scale_of_the_other_values():
+    targets = OutputTargets("regression", scale=10.0)
+    y = torch.tensor([[0.0], [0.0], [100.0], [100.0]])
+    output = torch.tensor([[0.009], [0.011], [100.09], [100.11]])
+    assert targets.reached(output, y).tolist() == [True, False, True, False]
