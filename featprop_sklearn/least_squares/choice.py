@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from math import inf, isfinite
+from math import isfinite
 from numbers import Real
 
 from torch import Tensor
@@ -15,6 +15,9 @@ from featprop_sklearn.least_squares.solver import SOLVERS, PreparedSolver, Solve
 
 __all__ = ["AutoSolver"]
 
+#: measured: share of a solver's further effort that others which square the condition may do with
+SHARED = 1 / 3
+
 
 class AutoSolver(Solver):
     """Choose among the registered solvers by what each would cost.
@@ -23,7 +26,8 @@ class AutoSolver(Solver):
     them (:meth:`Solver.cost`) from sizes, λ and structure. What exceeds ``max_bytes`` is left out;
     the matrix-free solver always fits. Where the set-up of the chosen one shows that a
     sample takes longer (it has to be refined, or iterated), the next ones are compared with
-    that. What was chosen and why is in ``SolveResult.reason``.
+    that; a third of its further effort is expected of those that would square the condition, too.
+    What was chosen and why is in ``SolveResult.reason``.
 
     Parameters
     ----------
@@ -70,24 +74,29 @@ class AutoSolver(Solver):
     def prepare(self, linear_map: LinearMap, damping: float) -> PreparedSolver:
         """Set up the solver of least cost that keeps what it promised."""
         costs = self.costs(linear_map, damping)
+        expected = {name: costs[name].total(self.n_samples) for name in self._within(costs)}
+        found: dict[str, float] = {}
         prepared: PreparedSolver | None = None
-        within = self._within(costs)
-        best, chosen, last = inf, within[0], ""
-        for name in within:
-            cost = costs[name]
-            if best <= cost.total(self.n_samples):
+        while expected:
+            name = min(expected, key=expected.__getitem__)
+            if found and min(found.values()) <= expected[name]:
                 break
             prepared = None  # two set-ups at a time might take too much memory
-            prepared, last = self._solver(name).prepare(linear_map, damping), name
-            seconds = replace(cost, per_sample=cost.per_sample * prepared.effort).total(
-                self.n_samples
-            )
-            if seconds < best:
-                best, chosen = seconds, name
-        if prepared is None or chosen != last:
+            prepared = self._solver(name).prepare(linear_map, damping)
+            del expected[name]
+            found[name] = self._seconds(costs[name], prepared.effort)
+            shared = 1 + SHARED * (prepared.effort - 1)
+            for other in expected:
+                if SOLVERS[name].squares and SOLVERS[other].squares:
+                    expected[other] = self._seconds(costs[other], shared)
+        chosen = min(found, key=found.__getitem__)
+        if prepared is None or chosen != [*found][-1]:
             prepared = None
             prepared = self._solver(chosen).prepare(linear_map, damping)
         return _Chosen(prepared, self._reason(chosen, costs))
+
+    def _seconds(self, cost: Cost, effort: float) -> float:
+        return replace(cost, per_sample=effort * cost.per_sample).total(self.n_samples)
 
     def _check_limits(self) -> None:
         for name in ("max_bytes", "n_samples"):

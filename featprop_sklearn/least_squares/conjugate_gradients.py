@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from math import inf
 
 import torch
 from torch import Tensor
@@ -21,6 +22,7 @@ def conjugate_gradients(
     *,
     lift: Product | None = None,
     tolerance: float,
+    accuracy: float = inf,
     max_iterations: int,
 ) -> tuple[Tensor, Tensor, int]:
     """Solve M z = rhs, M = product ∘ lift symmetric and positive semidefinite, for each sample.
@@ -38,9 +40,12 @@ def conjugate_gradients(
     rhs : Tensor of shape (n_samples, n)
         Right-hand sides, in the range of M.
     lift : callable, optional
-        The second part of M; by default there is none.
+        The second part of M, the adjoint of the first; by default there is none.
     tolerance : float
         Of the residual, relative to the right-hand side.
+    accuracy : float
+        Of lift(z), relative to its norm; by default that is not looked at. Its error is √(ρ'M⁻¹ρ),
+        ρ the residual, and the preconditioner stands for M⁻¹.
     max_iterations : int
         At most.
 
@@ -52,20 +57,24 @@ def conjugate_gradients(
     iterations : int
         Made.
     """
-    lift = lift or _itself
     size = rhs.norm(dim=1).clamp_min(torch.finfo(rhs.dtype).tiny)
     direction, old = torch.zeros_like(rhs), torch.ones_like(size)
-    x = best = lift(direction)
+    x = best = lift(direction) if lift else direction
     least, residual = torch.ones_like(size), rhs
     waiting = torch.zeros_like(size, dtype=torch.int64)
+    running = torch.ones_like(size, dtype=torch.bool)
     iterations = 0
-    while iterations < max_iterations and bool(((least > tolerance) & (waiting < PATIENCE)).any()):
-        iterations += 1
+    while iterations < max_iterations:
         better = precondition(residual)
         new = (residual * better).sum(dim=1)
+        running &= (least > tolerance) | (new > (accuracy * x.norm(dim=1)) ** 2)
+        running &= waiting < PATIENCE
+        if not running.any():
+            break
+        iterations += 1
         direction = better + (new / old)[:, None] * direction
-        lifted = lift(direction)
-        curvature = (direction * product(lifted)).sum(dim=1)
+        lifted = lift(direction) if lift else direction
+        curvature = (lifted.square() if lift else direction * product(lifted)).sum(dim=1)
         step = torch.where(curvature > 0, new / curvature, 0.0)
         x = x + step[:, None] * lifted
         residual, old = rhs - product(x), torch.where(new > 0, new, 1.0)
@@ -75,7 +84,3 @@ def conjugate_gradients(
         least = torch.where(lower, now, least)
         waiting = torch.where(lower, 0, waiting + 1)
     return best, least, iterations
-
-
-def _itself(rows: Tensor) -> Tensor:
-    return rows

@@ -58,6 +58,8 @@ class Solver(BaseEstimator, ABC):
     name: ClassVar[str]
     #: which of ``LinearMap.provides`` it asks for
     needs: ClassVar[tuple[str, ...]]
+    #: whether it factorises AA' or A'A: a bad condition then costs it an effort
+    squares: ClassVar[bool] = False
 
     def check(self, linear_map: LinearMap) -> None:
         """Refuse a map that lacks what this solver needs.

@@ -27,11 +27,15 @@ from featprop_sklearn.least_squares.spectrum import largest_eigenvalue
 __all__ = ["SparseCholesky", "SparseSolver"]
 
 #: measured on one core: multiplications and additions a second in the factorisation and in
-#: solves, entries of the Gram matrix computed and placed a second, entries of A multiplied
+#: solves, entries of the Gram matrix placed a second, products added up in them, entries of A
+#: multiplied
 FACTOR_RATE = 28e9
 SOLVE_RATE = 35e9
 GRAM_RATE = 20e6
+SQUARE_RATE = 1.5e9
 PRODUCT_RATE = 9e9
+#: relative change at which the power iteration for ‖A‖, a mere scale, is stopped
+ROUGH = 1e-2
 #: the sum of many squares of what is smaller is finite
 HUGE = 1e140
 #: seconds for the bookkeeping of a set-up and of a front, and for how many samples it is one
@@ -54,6 +58,7 @@ class SparseSolver(Solver):
 
     name = "sparse"
     needs = ("sparse",)
+    squares = True
 
     def __init__(self, max_bytes: int = 2**30) -> None:
         self.max_bytes = max_bytes
@@ -72,7 +77,7 @@ class SparseSolver(Solver):
         """Estimate time and memory from the kernel of a convolution; of others nothing is known."""
         if not isinstance(linear_map, ConvolutionMap):
             return Cost()
-        return _cost(coupling(linear_map), _n_entries(linear_map))
+        return _cost(linear_map, coupling(linear_map))
 
     def prepare(self, linear_map: LinearMap, damping: float) -> PreparedSolver:
         """Factorise once.
@@ -95,7 +100,7 @@ class SparseSolver(Solver):
     def _coupling(self, linear_map: LinearMap) -> Coupling:
         super().check(linear_map)
         found = coupling(linear_map)
-        n_bytes = _cost(found, _n_entries(linear_map)).n_bytes
+        n_bytes = _cost(linear_map, found).n_bytes
         if n_bytes > self.max_bytes:
             raise ValueError(
                 f"solver='sparse' factorises the Gram matrix of the {type(linear_map).__name__}, "
@@ -116,18 +121,17 @@ def coupling(linear_map: LinearMap) -> Coupling:
     return Coupling.of(equations, shape if len(shape) > 1 else (1, *shape))
 
 
-def _n_entries(linear_map: LinearMap) -> int:
-    if isinstance(linear_map, ConvolutionMap):
-        return linear_map.n_nonzeros()
-    return linear_map.sparse().nnz
-
-
-def _cost(coupled: Coupling, n_entries: int) -> Cost:
+def _cost(linear_map: LinearMap, coupled: Coupling) -> Cost:
+    is_convolution = isinstance(linear_map, ConvolutionMap)
+    n_entries = linear_map.n_nonzeros() if is_convolution else linear_map.sparse().nnz
     own, later = front_sizes(coupled).astype(float).T
     flops = (own**3 / 3 + own**2 * later + 2 * own * later**2).sum()
     in_factor = (own * (own + later)).sum()
     in_gram = coupled.n_entries
-    set_up = START + flops / FACTOR_RATE + in_gram / GRAM_RATE + len(own) * FRONT_SECONDS
+    # each equation adds the square of what it sees to the Gram matrix
+    in_product = n_entries**2 / max(linear_map.shape)
+    set_up = START + flops / FACTOR_RATE + in_gram / GRAM_RATE + in_product / SQUARE_RATE
+    set_up += len(own) * FRONT_SECONDS
     per_sample = 4 * in_factor / SOLVE_RATE + 2 * n_entries / PRODUCT_RATE
     per_sample += len(own) * FRONT_SECONDS / BATCH
     # a matrix in CSR form takes 12 bytes an entry; three fronts of the largest size are at work
@@ -162,20 +166,16 @@ class _SparseEquations(NormalEquations):
         """Return σ_max by power iteration."""
         size = (self.linear_map.shape[1],)
         value, _ = largest_eigenvalue(
-            lambda rows: self.adjoint(self.apply(rows)), size, torch.device("cpu")
+            lambda rows: self.adjoint(self.apply(rows)), size, torch.device("cpu"), tolerance=ROUGH
         )
         return sqrt(value)
 
-    def factorise(self, squared_damping: float, *, dual: bool) -> SparseCholesky | None:
-        """Factorise the smaller Gram matrix: no other is ever asked for."""
-        assert dual == self.wide
-        gram = self._gram(dual=dual)
+    def factorise(self, squared_damping: float) -> SparseCholesky | None:
+        """Factorise the smaller Gram matrix."""
+        ordered = self.matrix[self.order] if self.wide else self.matrix[:, self.order].T.tocsr()
+        gram = (ordered @ ordered.T).tocsr()
         gram.setdiag(gram.diagonal() + squared_damping)
         return SparseCholesky.attempt(gram, self.order, self.fronts)
-
-    def _gram(self, *, dual: bool) -> sparse.csr_matrix:
-        ordered = self.matrix[self.order] if dual else self.matrix[:, self.order].T.tocsr()
-        return (ordered @ ordered.T).tocsr()
 
 
 class _Piece(NamedTuple):

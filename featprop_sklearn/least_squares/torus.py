@@ -31,9 +31,10 @@ SHIFT = 1e-4
 #: measured: seconds for the calls of a set-up, for an entry of a symbol and each of its channels,
 #: for an entry of the frame's matrix
 START, SYMBOL, ENTRY = 3e-3, 1e-9, 6e-9
-#: and for a sample's share of the calls, for its product with an entry of a symbol, and for
-#: each channel along each axis, to the frame and back
-CALLS, PRODUCT, SLAB = 5e-6, 0.6e-9, 1e-6
+#: and for a sample's share of the calls, for each cell beside its transform, for its product with
+#: an entry of a symbol, for the cells along an axis, to the frame and back, and for an entry of
+#: the frame's factor
+CALLS, CELL, PRODUCT, EDGE, SOLVE = 5e-6, 1.4e-9, 6e-10, 3.3e-8, 6e-11
 
 
 class TorusSolver(Solver):
@@ -53,6 +54,7 @@ class TorusSolver(Solver):
 
     name = "torus"
     needs = ("kernel",)
+    squares = True
 
     def __init__(self, max_bytes: int = 2**30) -> None:
         self.max_bytes = max_bytes
@@ -67,11 +69,8 @@ class TorusSolver(Solver):
         set_up = START + SYMBOL * products * (channels + 1)
         set_up += groups * (ENTRY * frame**2 + frame**3 / 3 / FLOPS)
         per_sample = CALLS + seconds_of_transforms(groups * channels, size)
-        per_sample += (
-            SLAB * groups * channels * len(size)
-            + products * PRODUCT
-            + groups * 2 * frame**2 / FLOPS
-        )
+        per_sample += groups * channels * (CELL * prod(size) + EDGE * sum(size))
+        per_sample += PRODUCT * products + SOLVE * groups * frame**2
         return Cost(set_up, per_sample, torus.bytes_needed)
 
     def check(self, linear_map: LinearMap) -> None:
@@ -150,9 +149,9 @@ class _OnTorus(NormalEquations):
         """Singular values at each frequency."""
         return torch.linalg.svdvals(self.torus.symbol)
 
-    def factorise(self, squared_damping: float, *, dual: bool) -> _Inverse | None:
+    def factorise(self, squared_damping: float) -> _Inverse | None:
         """Return the inverse of AA' + μ, or of A'A + μ."""
-        inverse = TorusGram(self.torus, squared_damping, of_outputs=dual != self.transposed)
+        inverse = TorusGram(self.torus, squared_damping, of_outputs=self.wide != self.transposed)
         return _Inverse(inverse) if inverse.regular else None
 
     def invert(self, factor: Factor, rhs: Tensor) -> Tensor:

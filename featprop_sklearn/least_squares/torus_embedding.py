@@ -42,10 +42,9 @@ class TorusEmbedding:
         self.kernel = kernel
         self.groups = kernel.groups
         size = torus_size(kernel, in_size, out_size)
-        dims = len(size)
         # both begin at cell 0: where sizes are the same, so are the frames
-        self.inputs = Region(size, in_size, (0,) * dims, kernel.stride)
-        self.outputs = Region(size, out_size, (0,) * dims, (1,) * dims)
+        self.inputs = Region(size, in_size, kernel.stride)
+        self.outputs = Region(size, out_size, (1,) * len(size))
         self.transform = TorusTransform(size, kernel.weight.device)
 
     @property

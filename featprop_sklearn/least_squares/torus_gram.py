@@ -8,6 +8,8 @@ one real symmetric system of the size of the perimeter, factorised once.
 
 from __future__ import annotations
 
+from math import prod
+
 import torch
 from torch import Tensor
 
@@ -15,6 +17,7 @@ from featprop_sklearn.least_squares.quasi_definite import QuasiDefinite
 from featprop_sklearn.least_squares.spectral_product import SpectralProduct
 from featprop_sklearn.least_squares.torus_embedding import TorusEmbedding
 from featprop_sklearn.least_squares.torus_regions import Region, Slab
+from featprop_sklearn.least_squares.torus_transform import FrameTransform
 
 __all__ = ["TorusGram"]
 
@@ -57,12 +60,19 @@ class TorusGram:
         P = torch.linalg.inv(M @ M.mH + squared_damping * eye)
         MP = M.mH @ P
         MPM = MP @ M
-        #: from the own side, and from the other one, to both
         sides = (torch.cat([P, MP], dim=2), torch.cat([MP.mH, MPM], dim=2))
+        #: from the own side, and from the other one, to both
         self._to_both = [SpectralProduct(side) for side in sides]
-        self._from_both = [SpectralProduct(side.mH) for side in sides]
+        #: the other way round; what the frames hold is found with the other sign
+        self._from_both = [SpectralProduct(-side.mH) for side in sides]
         self._own_channels = P.shape[2]
         self._n_own = torus.frame_of(self.own)
+        #: where the two frames are the same cells, one transform serves both
+        self._aligned = (
+            self.own.slabs == self.other.slabs and self.own.n_phases == self.other.n_phases
+        )
+        framed = (self.own,) if self._aligned else (self.own, self.other)
+        self._frame_transforms = [FrameTransform(torus.transform, side) for side in framed]
         self._frame = self._factorise(P, MP, MPM)
         self.regular = self._frame.regular
 
@@ -81,55 +91,47 @@ class TorusGram:
         -------
         Tensor of shape (n_samples, groups, channels, *size)
         """
+        torus, transform = self.torus, self.torus.transform
         given = self.other if from_other else self.own
         wanted = self.other if to_other else self.own
-        n, transform, found = self._own_channels, self.torus.transform, []
+        n = self._own_channels
         kept = slice(n, None) if to_other else slice(n)
-        n_frequencies, n_channels = self.torus.symbol[..., 0, 0].numel(), sum(self.torus.channels)
-        per_batch = BATCH // (n_frequencies * len(range(n_channels)[kept]))
-        per_part = CHUNK // (n_frequencies * n_channels)
-        for batch in values.split(max(1, per_batch)):
+        n_channels, n_frequencies = sum(torus.channels), prod(transform.half_size)
+        per_batch = BATCH // (len(range(n_channels)[kept]) * n_frequencies) or 1
+        per_part = CHUNK // (n_channels * n_frequencies) or 1
+        found = values.new_empty(*values.shape[:2], torus.channels_of(wanted), *wanted.length)
+        for batch, answer in zip(values.split(per_batch), found.split(per_batch), strict=True):
             spectra, frames = [], []
-            for part in batch.split(max(1, per_part)):
+            for part in batch.split(per_part):
                 both = self._to_both[from_other](transform.transform(given.lay(part)))
                 spectra.append(both[:, :, kept].clone())
                 frames.append(self._frames(both))
-            # its right-hand side is what r alone gives on the frames, with the other sign
-            unknowns = self._frame.solve(-torch.cat(frames).permute(1, 2, 0)).permute(2, 0, 1)
-            for spectrum, part in zip(spectra, unknowns.split([*map(len, spectra)]), strict=True):
-                spectrum += self._from_both[to_other](self._spectra(part))
-                found.append(wanted.cut(transform.back(spectrum)))
-        return torch.cat(found)
+            unknowns = self._frame.solve(torch.cat(frames).permute(1, 2, 0)).permute(2, 0, 1)
+            parts = zip(spectra, unknowns.split(per_part), answer.split(per_part), strict=True)
+            for spectrum, part, place in parts:
+                total = self._from_both[to_other](self._spectra(part), spectrum)
+                place.copy_(wanted.cut(transform.back(total)))
+        return found
 
     def _frames(self, both: Tensor) -> Tensor:
         """Transform the spectra of both sides back to their frames, the own one first."""
-        frame, n = self.torus.transform.frame, self._own_channels
         if self._aligned:
-            slabs = frame(self.own, both)
-            parts = [slab[:, :, :n] for slab in slabs] + [slab[:, :, n:] for slab in slabs]
-        else:
-            parts = frame(self.own, both[:, :, :n]) + frame(self.other, both[:, :, n:])
-        empty = both.real.new_empty(*both.shape[:2], 0)
-        return torch.cat([empty, *(part.flatten(2) for part in parts)], dim=2)
+            return self._frame_transforms[0].back(both).flatten(2)
+        n = self._own_channels
+        sides = zip(self._frame_transforms, (both[:, :, :n], both[:, :, n:]), strict=True)
+        return torch.cat([transform.back(side).flatten(2) for transform, side in sides], dim=2)
 
     def _spectra(self, frames: Tensor) -> Tensor:
         """Transform toruses that are empty but for their frames, both sides."""
-        torus, (n_samples, groups, _) = self.torus, frames.shape
         sides = (self.own, self.other)
-        parts = frames.tensor_split((self._n_own,), dim=2)
-        shapes = [(n_samples, groups, torus.channels_of(side)) for side in sides]
-        slabs = [_by_slab(*side) for side in zip(sides, parts, shapes, strict=True)]
+        shapes = [(self.torus.channels_of(side), side.frame_size) for side in sides]
         if self._aligned:
-            joined = [torch.cat(pair, dim=2) for pair in zip(*slabs, strict=True)]
-            shape = (n_samples, groups, shapes[0][2] + shapes[1][2])
-            return torus.transform.spectrum(self.own, joined, shape)
-        spectra = map(torus.transform.spectrum, sides, slabs, shapes)
+            shape = (shapes[0][0] + shapes[1][0], self.own.frame_size)
+            return self._frame_transforms[0].transform(frames.unflatten(2, shape))
+        parts = frames.tensor_split((self._n_own,), dim=2)
+        shaped = (part.unflatten(2, shape) for part, shape in zip(parts, shapes, strict=True))
+        spectra = map(FrameTransform.transform, self._frame_transforms, shaped)
         return torch.cat([*spectra], dim=2)
-
-    @property
-    def _aligned(self) -> bool:
-        """Whether the two frames are the same cells."""
-        return bool(self.own.slabs) and self.own.slabs == self.other.slabs
 
     def _factorise(self, P: Tensor, MP: Tensor, MPM: Tensor) -> QuasiDefinite:
         """Factorise [[P, PM], [M'P, M'PM − I]] between the cells of the two frames."""
@@ -143,16 +145,19 @@ class TorusGram:
 
     def _fill(self, entries: Tensor, symbol: Tensor, rows: Region, columns: Region) -> None:
         """Put in place what a wrapping convolution does between the frames of two regions."""
-        torus = self.torus
-        spectra = symbol.permute(0, 2, 3, 1).unflatten(3, torus.transform.half_size)
-        kernels = torus.transform.back(spectra)
+        transform = self.torus.transform
+        spectra = symbol.permute(0, 2, 3, 1).unflatten(3, transform.half_size)
+        kernels = transform.back(spectra)
+        # (groups, channels, cells, channels, cells): each channel's slabs stand together
+        shapes = [(self.torus.channels_of(side), side.frame_size) for side in (rows, columns)]
+        entries = entries.unflatten(2, shapes[1]).unflatten(1, shapes[0])
         top = 0
         for row in rows.slabs:
-            left, bottom = 0, top + torus.channels_of(rows) * row.n_cells
+            left, bottom = 0, top + row.n_cells
             for column in columns.slabs:
-                right = left + torus.channels_of(columns) * column.n_cells
+                right = left + column.n_cells
                 between = kernels[:, row.phase :: rows.n_phases, column.phase :: columns.n_phases]
-                entries[:, top:bottom, left:right] = self._block(between, row, column)
+                entries[:, :, top:bottom, :, left:right] = self._block(between, row, column)
                 left = right
             top = bottom
 
@@ -166,15 +171,6 @@ class TorusGram:
             shape = [1] * (2 * dims)
             shape[axis], shape[dims + axis] = len(to), len(of)
             steps.append(((to[:, None] - of) % n).reshape(shape).to(kernels.device))
-        groups, a, b = kernels.shape[:3]
         block = kernels[(..., *steps)]  # type: ignore[index]
-        block = block.reshape(groups, a, b, row.n_cells, column.n_cells)
-        return block.transpose(2, 3).reshape(groups, a * row.n_cells, b * column.n_cells)
-
-
-def _by_slab(region: Region, frame: Tensor, shape: tuple[int, int, int]) -> list[Tensor]:
-    """Split what stands on a frame, (n_samples, groups, channels · cells), into its slabs."""
-    pieces = frame.split([shape[2] * slab.n_cells for slab in region.slabs], dim=2)
-    return [
-        piece.reshape(*shape, *slab.shape) for slab, piece in zip(region.slabs, pieces, strict=True)
-    ]
+        block = block.reshape(*kernels.shape[:3], row.n_cells, column.n_cells)
+        return block.transpose(2, 3)

@@ -21,10 +21,10 @@ class Slab:
     phase : int
         Which of the interleaved toruses it lies on.
     axis : int
-        Along which these cells leave the array: they are as long as the array along the axes
-        before it, and go all the way round along those after it.
+        Along which these cells follow on the array: they are as long as the array along the
+        axes before it, and go all the way round along those after it.
     cells : tuple of range
-        By axis; along ``axis`` they may run past the end of the torus and on from its start.
+        By axis.
     """
 
     phase: int
@@ -43,7 +43,7 @@ class Slab:
 
 
 class Region:
-    """The cells of a torus that an array fills, the same for all channels.
+    """The cells of a torus that an array fills from the first one on, the same for all channels.
 
     Parameters
     ----------
@@ -51,8 +51,6 @@ class Region:
         Of the torus.
     length : sequence of int
         Of the array, by axis.
-    start : sequence of int
-        Where its first entry lies, in entries.
     stride : sequence of int
         Entries to a cell of the torus: the array is dealt out to as many interleaved toruses,
         its *phases*.
@@ -67,55 +65,45 @@ class Region:
         Number of these cells.
     """
 
-    def __init__(
-        self,
-        size: Sequence[int],
-        length: Sequence[int],
-        start: Sequence[int],
-        stride: Sequence[int],
-    ) -> None:
+    def __init__(self, size: Sequence[int], length: Sequence[int], stride: Sequence[int]) -> None:
         self.size, self.length = tuple(size), tuple(length)
         self.n_phases = prod(stride)
-        axes = list(zip(length, start, stride, strict=True))
         #: by phase: the cells that are filled, and the entries that fill them
-        self._dealt: list[tuple[tuple[range, ...], tuple[slice, ...]]] = []
+        self._dealt: list[tuple[tuple[slice, ...], tuple[slice, ...]]] = []
         for phases in product(*map(range, stride)):
-            dealt = [_deal(phase, *axis) for phase, axis in zip(phases, axes, strict=True)]
-            cells, entries = zip(*dealt, strict=True)
-            self._dealt.append((cells, entries))
+            entries = [slice(phase, None, s) for phase, s in zip(phases, stride, strict=True)]
+            filled = [len(range(n)[part]) for n, part in zip(length, entries, strict=True)]
+            self._dealt.append((tuple(map(slice, filled)), tuple(entries)))
         self.slabs = [slab for phase in range(self.n_phases) for slab in self._around(phase)]
         self.frame_size = sum(slab.n_cells for slab in self.slabs)
 
     def lay(self, values: Tensor) -> Tensor:
-        """Put values (..., channels, *length) on empty toruses (..., channels · phases, *size)."""
+        """Deal values (..., channels, *length) out to toruses (..., channels · phases, *size).
+
+        A single phase is left as it is: shorter than the torus, and zero beyond.
+        """
+        if self.n_phases == 1:
+            return values
         *outer, channels = values.shape[: -len(self.size)]
         torus = values.new_zeros(*outer, channels, self.n_phases, *self.size)
         for phase, (cells, entries) in enumerate(self._dealt):
-            box = (..., phase, *(slice(part.start, part.stop) for part in cells))
-            torus[box] = values[(..., *entries)]  # type: ignore[index]
+            torus[(..., phase, *cells)] = values[(..., *entries)]  # type: ignore[index]
         return torus.reshape(*outer, channels * self.n_phases, *self.size)
 
     def cut(self, torus: Tensor) -> Tensor:
         """Take the array (..., channels, *length) from toruses (..., channels · phases, *size)."""
+        if self.n_phases == 1:
+            return torus[(..., *self._dealt[0][0])]  # type: ignore[index]
         *outer, phased = torus.shape[: -len(self.size)]
         torus = torus.reshape(*outer, phased // self.n_phases, self.n_phases, *self.size)
         values = torus.new_empty(*outer, phased // self.n_phases, *self.length)
         for phase, (cells, entries) in enumerate(self._dealt):
-            box = (..., phase, *(slice(part.start, part.stop) for part in cells))
-            values[(..., *entries)] = torus[box]  # type: ignore[index]
+            values[(..., *entries)] = torus[(..., phase, *cells)]  # type: ignore[index]
         return values
 
     def _around(self, phase: int) -> list[Slab]:
-        own, slabs = self._dealt[phase][0], []
+        own, slabs = [range(part.stop) for part in self._dealt[phase][0]], []
         for axis, (cells, length) in enumerate(zip(own, self.size, strict=True)):
-            rest = range(cells.stop, cells.start + length)
             beyond = [range(n) for n in self.size[axis + 1 :]]
-            slabs.append(Slab(phase, axis, (*own[:axis], rest, *beyond)))
+            slabs.append(Slab(phase, axis, (*own[:axis], range(len(cells), length), *beyond)))
         return [slab for slab in slabs if slab.n_cells]
-
-
-def _deal(phase: int, length: int, start: int, stride: int) -> tuple[range, slice]:
-    """Return the cells that one phase fills along an axis, and the entries that it takes."""
-    first = (phase - start) % stride
-    low = (start + first) // stride
-    return range(low, low + max(0, -(-(length - first) // stride))), slice(first, None, stride)

@@ -1,23 +1,21 @@
-"""Real Fourier transforms of a torus, and of a few slabs of its cells alone."""
+"""Real Fourier transforms of a torus, and of the frame around a region alone."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from math import pi
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from featprop_sklearn.least_squares.torus_regions import Region, Slab
 
-__all__ = ["TorusTransform"]
+__all__ = ["FrameTransform", "TorusTransform"]
 
 
 class TorusTransform:
     """Between cells (..., *size) and half of their frequencies (..., *half_size).
-
-    A frame is thin: along the axis where its slabs are, a handful of waves stands for the
-    transform.
 
     Parameters
     ----------
@@ -31,112 +29,113 @@ class TorusTransform:
         self.size = tuple(size)
         self.half_size = (*self.size[:-1], self.size[-1] // 2 + 1)
         self.device = device
-        self._last = len(self.size) - 1
-        self._waves: dict[tuple[int, range], tuple[Tensor, Tensor]] = {}
+        self._axes = tuple(range(-len(self.size), 0))
 
     def transform(self, cells: Tensor) -> Tensor:
-        """Transform cells to frequencies."""
-        return torch.fft.rfftn(cells, dim=self._axes(range(len(self.size))))
+        """Transform cells to frequencies; those beyond the given ones are zero."""
+        return torch.fft.rfftn(cells, s=self.size, dim=self._axes)
 
     def back(self, frequencies: Tensor) -> Tensor:
         """Transform frequencies to cells."""
-        return torch.fft.irfftn(frequencies, s=self.size, dim=self._axes(range(len(self.size))))
+        return torch.fft.irfftn(frequencies, s=self.size, dim=self._axes)
 
-    def frame(self, region: Region, spectrum: Tensor) -> list[Tensor]:
-        """Transform back to the frame of a region alone.
 
-        Parameters
-        ----------
-        region : Region
-            Whose frame.
-        spectrum : complex Tensor of shape (n_samples, groups, channels · phases, *half_size)
-            Frequencies.
+class FrameTransform:
+    """Between the cells of a frame (..., channels, frame_size) and frequencies.
 
-        Returns
-        -------
-        list of Tensor of shape (n_samples, groups, channels, *slab.shape)
-            By slab.
-        """
-        return [
-            self._back_on(slab, spectrum[:, :, slab.phase :: region.n_phases])
-            for slab in region.slabs
-        ]
+    A frame is thin: along the axis where its slabs are, a handful of waves stands for the
+    transform.
 
-    def spectrum(self, region: Region, frame: list[Tensor], outer: Sequence[int]) -> Tensor:
-        """Transform a torus that is empty but for the frame of a region.
+    Parameters
+    ----------
+    torus : TorusTransform
+        Of the torus as a whole.
+    region : Region
+        That the frame surrounds.
+    """
 
-        Parameters
-        ----------
-        region : Region
-            Whose frame.
-        frame : list of Tensor of shape (n_samples, groups, channels, *slab.shape)
-            Values there, by slab.
-        outer : tuple (n_samples, groups, channels)
-            Their shape without the torus.
+    def __init__(self, torus: TorusTransform, region: Region) -> None:
+        self.torus = torus
+        self.n_phases = region.n_phases
+        self._slabs = [_SlabTransform(torus, slab) for slab in region.slabs]
+        self._n_cells = [slab.n_cells for slab in region.slabs]
 
-        Returns
-        -------
-        complex Tensor of shape (n_samples, groups, channels · phases, *half_size)
-        """
-        by_phase: list[Tensor | None] = [None] * region.n_phases
-        for slab, values in zip(region.slabs, frame, strict=True):
-            found, present = self._transform_on(slab, values), by_phase[slab.phase]
+    def back(self, spectrum: Tensor) -> Tensor:
+        """Transform (..., channels · phases, *half_size) back to the cells of the frame alone."""
+        by_phase = self._by_phase(spectrum)
+        dims = len(self.torus.size)
+        parts = [slab.back(by_phase[slab.phase]).flatten(-dims) for slab in self._slabs]
+        if not parts:
+            return spectrum.real.new_empty(*by_phase[0].shape[:-dims], 0)
+        return torch.cat(parts, dim=-1)
+
+    def transform(self, frame: Tensor) -> Tensor:
+        """Transform a torus that is empty but for its frame, (..., channels · phases, *half)."""
+        by_phase: list[Tensor | None] = [None] * self.n_phases
+        for slab, values in zip(self._slabs, frame.split(self._n_cells, dim=-1), strict=True):
+            found, present = slab.transform(values), by_phase[slab.phase]
             by_phase[slab.phase] = found if present is None else present.add_(found)
-        empty = torch.zeros((), dtype=torch.complex128, device=self.device)
-        empty = empty.expand(*outer, *self.half_size)
+        half_size, axis = self.torus.half_size, frame.ndim - 1
+        empty = torch.zeros((), dtype=torch.complex128, device=frame.device)
+        empty = empty.expand(*frame.shape[:-1], *half_size)
         phases = [empty if found is None else found for found in by_phase]
-        return phases[0] if len(phases) == 1 else torch.stack(phases, dim=3).flatten(2, 3)
+        return phases[0] if len(phases) == 1 else torch.stack(phases, axis).flatten(axis - 1, axis)
 
-    def _back_on(self, slab: Slab, frequencies: Tensor) -> Tensor:
-        (_, waves), axis, others = self._waves_of(slab), slab.axis, self._others(slab)
-        if axis == self._last:
-            values = frequencies @ waves
-            values = (torch.fft.ifftn(values, dim=others) if others else values).real
+    def _by_phase(self, spectrum: Tensor) -> Sequence[Tensor]:
+        if self.n_phases == 1:
+            return [spectrum]
+        axis = -len(self.torus.size) - 1
+        return spectrum.unflatten(axis, (-1, self.n_phases)).unbind(axis)
+
+
+class _SlabTransform:
+    """Between the cells of one slab and the frequencies of a torus that is empty elsewhere."""
+
+    def __init__(self, torus: TorusTransform, slab: Slab) -> None:
+        dims = len(torus.size)
+        self.phase, self.shape = slab.phase, slab.shape
+        self._is_last = slab.axis == dims - 1
+        self._axis = slab.axis - dims
+        self._others = tuple(axis - dims for axis in range(dims) if axis != slab.axis)
+        self._lengths = tuple(torus.size[axis] for axis in self._others)
+        inside = (slice(len(cells)) for cells in slab.cells[: slab.axis])
+        self._cells: tuple[Any, ...] = (..., *inside, *[slice(None)] * (dims - slab.axis))
+        self._forth, self._back = _waves(torus, slab)
+
+    def back(self, frequencies: Tensor) -> Tensor:
+        """Transform (..., *half_size) to the cells (..., *shape)."""
+        if self._is_last:
+            values = frequencies @ self._back
+            if self._others:
+                values = torch.fft.ifftn(values, dim=self._others)
+            values = values.real
         else:
-            moved = frequencies.movedim(axis - self._last - 1, -2)
-            values = (waves.mT @ moved).movedim(-2, axis - self._last - 1)
-            lengths = [self.size[other] for other in others]
-            values = torch.fft.irfftn(values, s=lengths, dim=others)
-        inside = [slice(cells.start, cells.stop) for cells in slab.cells[:axis]]
-        beyond = [slice(None)] * (self._last + 1 - axis)
-        return values[(..., *inside, *beyond)]  # type: ignore[index]
+            values = self._back.mT @ frequencies.movedim(self._axis, -2)
+            values = values.movedim(-2, self._axis)
+            values = torch.fft.irfftn(values, s=self._lengths, dim=self._others)
+        return values[self._cells]
 
-    def _transform_on(self, slab: Slab, values: Tensor) -> Tensor:
-        (waves, _), axis, others = self._waves_of(slab), slab.axis, self._others(slab)
-        pads = [
-            (cells.start, n - cells.stop) if before < axis else (0, 0)
-            for before, (cells, n) in enumerate(zip(slab.cells, self.size, strict=True))
-        ]
-        flat_pads = [pad for pair in reversed(pads) for pad in pair]
-        if any(flat_pads):
-            values = torch.nn.functional.pad(values, flat_pads)
-        if axis == self._last:
-            found = torch.fft.fftn(values, dim=others) if others else values.to(waves.dtype)
-            return found @ waves.mT
-        found = torch.fft.rfftn(values, dim=others)
-        moved = found.movedim(axis - self._last - 1, -2)
-        return (waves @ moved).movedim(-2, axis - self._last - 1)
+    def transform(self, cells: Tensor) -> Tensor:
+        """Transform cells (..., n_cells) to (..., *half_size)."""
+        cells = cells.unflatten(-1, self.shape)
+        if not self._is_last:
+            found = torch.fft.rfftn(cells, s=self._lengths, dim=self._others)
+            return (self._forth @ found.movedim(self._axis, -2)).movedim(-2, self._axis)
+        if self._others:
+            return torch.fft.fftn(cells, s=self._lengths, dim=self._others) @ self._forth.mT
+        return cells.to(self._forth.dtype) @ self._forth.mT
 
-    def _waves_of(self, slab: Slab) -> tuple[Tensor, Tensor]:
-        """Return exp(∓2πi ωj/T) along the axis of a slab, forth and back, frequencies by cells."""
-        key = slab.axis, slab.cells[slab.axis]
-        if key not in self._waves:
-            length, n_frequencies = self.size[slab.axis], self.half_size[slab.axis]
-            frequencies = torch.arange(n_frequencies)
-            turns = frequencies[:, None] * torch.tensor(list(key[1])) % length
-            angle = turns.to(torch.float64) * (-2 * pi / length)
-            forth = torch.polar(torch.ones_like(angle), angle)
-            weights = torch.full((n_frequencies, 1), 1 / length, dtype=torch.float64)
-            if slab.axis == self._last:
-                # half of the frequencies stand for all: those without a partner count once
-                weights[2 * frequencies % length != 0] *= 2
-            back = forth.conj().resolve_conj() * weights
-            self._waves[key] = forth.to(self.device), back.to(self.device)
-        return self._waves[key]
 
-    def _others(self, slab: Slab) -> tuple[int, ...]:
-        return self._axes(axis for axis in range(len(self.size)) if axis != slab.axis)
-
-    def _axes(self, axes: Iterable[int]) -> tuple[int, ...]:
-        """Count axes from the end, where the torus lies."""
-        return tuple(axis - len(self.size) for axis in axes)
+def _waves(torus: TorusTransform, slab: Slab) -> tuple[Tensor, Tensor]:
+    """Return exp(∓2πi ωj/T) along the axis of a slab, forth and back, frequencies by cells."""
+    length, n_frequencies = torus.size[slab.axis], torus.half_size[slab.axis]
+    frequencies = torch.arange(n_frequencies)
+    turns = frequencies[:, None] * torch.tensor(list(slab.cells[slab.axis])) % length
+    angle = turns.to(torch.float64) * (-2 * pi / length)
+    forth = torch.polar(torch.ones_like(angle), angle)
+    weights = torch.full((n_frequencies, 1), 1 / length, dtype=torch.float64)
+    if slab.axis == len(torus.size) - 1:
+        # half of the frequencies stand for all: those without a partner count once
+        weights[2 * frequencies % length != 0] *= 2
+    back = forth.conj().resolve_conj() * weights
+    return forth.to(torus.device), back.to(torus.device)

@@ -116,7 +116,7 @@ class Stub(PreparedSolver):
         return SolveResult(rhs, solver=self.name)
 
 
-def stub(label, cost, prepared):
+def stub(label, cost, prepared, squares=False):
     class One(DirectSolver):
         name = label
 
@@ -127,6 +127,7 @@ def stub(label, cost, prepared):
             prepared.append(label)
             return Stub(label)
 
+    One.squares = squares
     return One
 
 
@@ -142,6 +143,24 @@ def test_where_the_cheapest_has_to_iterate_the_next_is_tried(monkeypatch, costs,
     prepared = []
     for label, cost in zip(("first", "second", "third"), costs, strict=True):
         monkeypatch.setitem(SOLVERS, label, stub(label, cost, prepared))
+    solver = AutoSolver().prepare(MatrixMap(torch.randn(3, 4)), 0.0)
+    assert solver.solve(torch.randn(1, 3)).solver == taken
+    assert prepared == tried
+
+
+@pytest.mark.parametrize(
+    ("second", "squares", "tried", "taken"),
+    [
+        # an effort of 100 lets one of 34 be expected of those that square the condition, too
+        (2.9e-12, True, ["first", "second"], "second"),
+        (3.1e-12, True, ["first"], "first"),
+        (3.1e-12, False, ["first", "second"], "second"),
+    ],
+)
+def test_an_effort_is_expected_of_others_alike(monkeypatch, second, squares, tried, taken):
+    prepared = []
+    monkeypatch.setitem(SOLVERS, "first", stub("first", 1e-12, prepared, squares=True))
+    monkeypatch.setitem(SOLVERS, "second", stub("second", second, prepared, squares=squares))
     solver = AutoSolver().prepare(MatrixMap(torch.randn(3, 4)), 0.0)
     assert solver.solve(torch.randn(1, 3)).solver == taken
     assert prepared == tried

@@ -6,6 +6,7 @@ from featprop_sklearn.least_squares import (
     SOLVERS,
     BatchMap,
     DirectSolver,
+    SparseSolver,
     get_solver,
     register_solver,
 )
@@ -33,9 +34,9 @@ def test_unknown_name(name, hint):
 
 
 def test_a_solver_stands_for_itself():
-    mine = DirectSolver(svd_limit=3)
+    mine = SparseSolver(max_bytes=3)
     assert get_solver(mine) is mine
-    assert repr(mine) == "DirectSolver(svd_limit=3)"
+    assert repr(mine) == "SparseSolver(max_bytes=3)"
 
 
 def test_registration(monkeypatch):

@@ -143,22 +143,42 @@ def test_solution_scales_with_the_right_hand_side(name, size):
     assert_near(prepared.solve(size * rhs).solution / size, prepared.solve(rhs).solution, 1e-10)
 
 
-@pytest.mark.parametrize("damping", [0.0, 0.3])
+@pytest.mark.parametrize("damping", [0.0, 1e-3, 0.3])
 @pytest.mark.parametrize("shape", [(12, 20), (20, 12), (15, 15)])
-@pytest.mark.parametrize("condition", [10.0, 1e4])
-def test_cholesky_is_used_and_exact_when_the_condition_allows(shape, condition, damping):
+@pytest.mark.parametrize("condition", [10.0, 1e6])
+def test_the_decomposition_is_only_taken_where_rank_is_in_doubt(shape, condition, damping):
     a = matrix(*shape, condition)
+    inverse = direct.by_factors(a, damping)
+    # both lose the condition, and neither its square
+    expected = direct.by_svd(MatrixMap(a), damping)
+    assert_near(inverse, expected, 1e-14 * condition)
+    wanted = right_hand_sides(shape[1]) @ torch.linalg.pinv(a) @ a
+    rhs = wanted @ a.T
+    assert_near(rhs @ inverse, by_lstsq(a, rhs, damping), 1e-14 * condition)
+    for little in (0.0, 1e-5):
+        assert direct.by_factors(matrix(*shape, 10.0, rank=7), little) is None
+    assert direct.by_factors(matrix(*shape, 1e12), 0.0) is None
+    assert direct.by_factors(torch.full(shape, torch.nan).double(), damping) is None
+
+
+@pytest.mark.parametrize("shape", [(12, 20), (20, 12), (15, 15)])
+@pytest.mark.parametrize("damping", [1e-8, 1e-6, 1e-4, 1e-2])
+def test_a_little_damping_does_not_magnify_what_rounding_makes_of_zero(shape, damping):
+    a = matrix(*shape, 10.0, rank=7)
     rhs = right_hand_sides(shape[0])
-    prepared = DirectSolver(svd_limit=0).prepare(MatrixMap(a), damping)
-    assert isinstance(prepared.factorisation, direct._Cholesky)
-    assert_near(prepared.solve(rhs).solution, by_lstsq(a, rhs, damping), 1e-8)
+    found = DirectSolver().prepare(MatrixMap(a), damping).solve(rhs).solution
+    left, values, right = torch.linalg.svd(a, full_matrices=False)
+    factors = torch.where(values > 0.1, values / (values**2 + damping**2), 0.0)
+    assert_near(found, rhs @ (left * factors) @ right, 1e-7)
 
 
-@pytest.mark.parametrize(("rank", "condition"), [(7, 10.0), (12, 1e7)])
-def test_cholesky_is_refused_when_the_condition_is_bad(rank, condition):
-    a = matrix(20, 12, condition, rank)
-    prepared = DirectSolver(svd_limit=0).prepare(MatrixMap(a), 0.0)
-    assert isinstance(prepared.factorisation, direct._FilteredSvd)
+def test_a_decomposition_that_is_there_is_used(monkeypatch):
+    a = MatrixMap(matrix(12, 20))
+    expected = DirectSolver().prepare(a, 0.1).solve(right_hand_sides(12)).solution
+    a.svd()
+    monkeypatch.setattr(direct, "by_factors", None)
+    found = DirectSolver().prepare(a, 0.1).solve(right_hand_sides(12)).solution
+    assert_near(found, expected, 1e-12)
 
 
 def test_direct_refuses_a_matrix_beyond_one_gibibyte():
