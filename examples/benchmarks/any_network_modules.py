@@ -220,12 +220,12 @@ class TransformerBlock(nn.Module):
 class ViT(nn.Module):
     """Class token, learned positions, normalised before each part, as in timm."""
 
-    def __init__(self) -> None:
+    def __init__(self, blocks: int = 2) -> None:
         super().__init__()
         self.patches = Patches()
         self.token = nn.Parameter(0.02 * torch.randn(1, 1, WIDTH))
         self.position = nn.Parameter(0.02 * torch.randn(1, 17, WIDTH))
-        self.blocks = nn.Sequential(TransformerBlock(), TransformerBlock())
+        self.blocks = nn.Sequential(*(TransformerBlock() for _ in range(blocks)))
         self.norm, self.head = nn.LayerNorm(WIDTH), nn.Linear(WIDTH, N_CLASSES)
 
     def forward(self, x: Tensor) -> Tensor:

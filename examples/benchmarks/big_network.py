@@ -182,7 +182,7 @@ def cost_section(measured: dict[str, Any]) -> str:
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--methods", nargs="*", default=list(METHODS), choices=list(METHODS))
-    parser.add_argument("--seeds", type=int, default=6, help="networks of the choice of layers")
+    parser.add_argument("--seeds", type=int, default=5, help="networks of the choice of layers")
     parser.add_argument("--results", type=Path, help="JSON file that keeps what was measured")
     parser.add_argument("--output", type=Path, help="write the page to this file too")
     parser.add_argument("--measure", help=argparse.SUPPRESS)

@@ -25,7 +25,7 @@ from featprop_sklearn.networks.sequential import open_sequential
 from featprop_sklearn.networks.sharing import SharedParameters
 from featprop_sklearn.networks.sites import AFFINE_LAYERS, Site, affine_sites, reasons_against
 from featprop_sklearn.networks.splits import chain_splits, resolve_splits
-from featprop_sklearn.networks.unwrapping import unwrap
+from featprop_sklearn.networks.stand_in import unwrap
 
 __all__ = [
     "AFFINE_LAYERS",

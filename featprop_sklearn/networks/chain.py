@@ -15,7 +15,6 @@ from featprop_sklearn.networks.functional import Permute, Reshape
 from featprop_sklearn.networks.in_place import run_protected
 from featprop_sklearn.networks.layers import is_layer
 from featprop_sklearn.networks.module_paths import module_paths, run_watched
-from featprop_sklearn.networks.outputs import SingleOutput
 from featprop_sklearn.networks.probe import random_state_kept, with_single_output
 from featprop_sklearn.networks.replay import Replay
 from featprop_sklearn.networks.sequential import sequential_segments
@@ -46,6 +45,8 @@ class Stage:
         Paths of the modules inside of it whose output is not.
     closed : str
         Why a module with others inside stays one stage, to end a sentence.
+    path : str
+        Where in the network the names of the parts of ``module`` count from.
     """
 
     name: str
@@ -55,6 +56,7 @@ class Stage:
     ends: tuple[str, ...] = ()
     inside: tuple[str, ...] = ()
     closed: str = ""
+    path: str = ""
 
 
 class Chain(Sequence[Stage]):
@@ -130,46 +132,33 @@ def build_chain(module: nn.Module, x: Tensor) -> Chain:
         x = torch.cat([x, x])
     with torch.no_grad(), random_state_kept(x.device):
         network = with_single_output(module, x)
-        stages = _with_paths(_open(network, "", x), network, x)
-        if isinstance(network, SingleOutput):
-            stages = _without_wrapper(stages)
+        stages = _open(network, "", x, run_protected(network, x))
+        stages = _with_paths(stages, network, x)
     return Chain(_with_unique_names(stages))
 
 
-def _without_wrapper(stages: list[Stage]) -> list[Stage]:
-    """Name the stages of a :class:`SingleOutput` as those of the network that it wraps."""
-    return [
-        replace(
-            stage,
-            name="network" if stage.name == "module" else _unwrapped(stage.name),
-            ends=tuple(path.removeprefix("module.") for path in stage.ends if path != "module"),
-            inside=tuple(path.removeprefix("module.") for path in stage.inside),
-        )
-        for stage in stages
-    ]
-
-
-def _unwrapped(name: str) -> str:
-    return name.removeprefix("module.").removeprefix("module_")
-
-
-def _open(module: nn.Module, path: str, x: Tensor) -> list[Stage]:
-    """Stages of one module on its own input ``x``; one stage if it stays closed."""
+def _open(module: nn.Module, path: str, x: Tensor, output: Tensor) -> list[Stage]:
+    """Stages of one module, from its input and output; one stage if it stays closed."""
     if is_layer(module):
-        return [_stage(path, module, x, "it counts as one layer")]
+        return [_stage(path, path, module, x, output, "it counts as one layer")]
     is_sequential = type(module).forward is nn.Sequential.forward
     ways = [sequential_segments if is_sequential else trace_segments, replay_segments]
-    stages = _cut(module, path, path, x, ways)
+    stages = _cut(module, path, path, x, output, ways)
     if path:
         stages[-1] = replace(stages[-1], ends=(*stages[-1].ends, path))
     return stages
 
 
 def _cut(
-    module: nn.Module, name: str, path: str, x: Tensor, ways: Sequence[_Way], reason: str = ""
+    module: nn.Module,
+    name: str,
+    path: str,
+    x: Tensor,
+    output: Tensor,
+    ways: Sequence[_Way],
+    reason: str = "",
 ) -> list[Stage]:
     """Cut a module at ``path`` in the first way in which the parts do what it does."""
-    output = run_protected(module, x)
     for way in ways:
         try:
             stages = _stages(way(module, x), path, x)
@@ -179,7 +168,7 @@ def _cut(
         if agrees(Chain(stages), module, x, output):
             return stages
         reason = reason or "what torch.fx reads in its forward gives another output"
-    return [_stage(name, module, x, reason)]
+    return [_stage(name, path, module, x, output, reason)]
 
 
 def _stages(segments: list[Segment], path: str, x: Tensor) -> list[Stage]:
@@ -187,26 +176,28 @@ def _stages(segments: list[Segment], path: str, x: Tensor) -> list[Stage]:
     stages: list[Stage] = []
     for segment in segments:
         name = f"{path}.{segment.name}" if path else segment.name
+        part, output = segment.module, run_protected(segment.module, x)
         if segment.child is not None:
-            new = _open(segment.module, name, x)
-        elif isinstance(segment.module, Replay):
-            new = [_stage(name, segment.module, x, _BRANCHED)]
+            new = _open(part, name, x, output)
+        elif isinstance(part, Replay):
+            new = [_stage(name, path, part, x, output, _BRANCHED)]
         else:
-            new = _cut(segment.module, name, path, x, [replay_segments], _BRANCHED)
+            new = _cut(part, name, path, x, output, [replay_segments], _BRANCHED)
         ends, inside = (
             tuple(f"{path}.{other}" if path else other for other in others)
             for others in (segment.ends, segment.inside)
         )
         last = replace(new[-1], ends=(*new[-1].ends, *ends), inside=(*new[-1].inside, *inside))
         stages += [*new[:-1], last]
-        for stage in new:
-            x = stage.module(x)
+        x = output
     return stages
 
 
-def _stage(name: str, module: nn.Module, x: Tensor, closed: str) -> Stage:
-    output = run_protected(module, x)
-    return Stage(name or "network", module, x.shape[1:], output.shape[1:], closed=closed)
+def _stage(
+    name: str, path: str, module: nn.Module, x: Tensor, output: Tensor, closed: str
+) -> Stage:
+    shapes = x.shape[1:], output.shape[1:]
+    return Stage(name or "network", module, *shapes, closed=closed, path=path)
 
 
 def _with_paths(stages: list[Stage], network: nn.Module, x: Tensor) -> list[Stage]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import difflib
 import inspect
 import itertools
@@ -14,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 
 from featprop_sklearn.data import (
     Layout,
@@ -25,6 +24,7 @@ from featprop_sklearn.data import (
     to_tensor,
 )
 from featprop_sklearn.networks.probe import random_state_kept
+from featprop_sklearn.networks.stand_in import StandIn, wrappers
 
 __all__ = ["Integers", "Unpack", "input_dtype", "reads_integers", "refuse_sequence", "with_inputs"]
 
@@ -33,25 +33,8 @@ EXAMPLES = 8
 ATTEMPTS = 64
 
 
-class _OneTensor(nn.Module):
-    """A network behind one tensor.
-
-    It has the network's own children, parameters and buffers under their own names, so that
-    stages, splits and states are called as they are there.
-
-    Parameters
-    ----------
-    network : nn.Module
-        The network, later at hand as ``original_network``.
-    """
-
-    original_network: nn.Module
-
-    def __init__(self, network: nn.Module) -> None:
-        super().__init__()
-        shared = ("_modules", "_parameters", "_buffers", "_non_persistent_buffers_set", "training")
-        self.__dict__.update({name: network.__dict__[name] for name in shared})
-        self.__dict__["original_network"] = network  # no child, or all names were there twice
+class _OneTensor(StandIn):
+    """A network behind one tensor."""
 
     @abstractmethod
     def arguments(self, x: Tensor) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -59,18 +42,8 @@ class _OneTensor(nn.Module):
 
     def forward(self, x: Tensor) -> Any:
         """Return what the network returns."""
-        network = self.original_network
-        # torch.fx is led through the network's own forward, so that its layers become stages;
-        # of a copy, because some keep their features as attributes
-        run = copy.copy(network).forward if isinstance(x, fx.Proxy) else network
         given, named = self.arguments(x)
-        return run(*given, **named)
-
-    def train(self, mode: bool = True) -> _OneTensor:
-        """Set the mode, of the network too."""
-        self.original_network.train(mode)
-        self.training = mode
-        return self
+        return self.running(x)(*given, **named)
 
 
 class Unpack(_OneTensor):
@@ -125,7 +98,7 @@ class Integers(_OneTensor):
 
 def reads_integers(module: nn.Module) -> bool:
     """Return whether the network's one input are integers."""
-    return any(isinstance(part, Integers) for part in module.modules())
+    return any(isinstance(wrapper, Integers) for wrapper in wrappers(module))
 
 
 def input_dtype(module: nn.Module) -> torch.dtype:
@@ -134,7 +107,7 @@ def input_dtype(module: nn.Module) -> torch.dtype:
     It is the network's own, but never of 16 bits where the tensor carries integers.
     """
     dtype = module_dtype(module)
-    packed = any(isinstance(part, _OneTensor) for part in module.modules())
+    packed = any(isinstance(wrapper, _OneTensor) for wrapper in wrappers(module))
     return torch.promote_types(dtype, torch.float32) if packed else dtype
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -12,11 +11,14 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from featprop_sklearn.networks.layers import is_layer
+from featprop_sklearn.networks.stand_in import StandIn
 
 __all__ = ["Found", "SingleOutput", "find_output", "tensors_in"]
 
 Place = tuple[Callable[[Any], Any], ...]
+
+#: most of what functions are called with; whether a type is a Mapping takes Python long to say
+_SCALARS = {type(None), bool, int, float, str}
 
 
 @dataclass(frozen=True)
@@ -50,20 +52,20 @@ def tensors_in(
     """
     if isinstance(value, Tensor):
         yield Found(name, place, value)
-    elif id(value) not in above:
+    elif type(value) not in _SCALARS and id(value) not in above:
         for key, item, step in _entries(value, outermost=not place):
             yield from tensors_in(item, f"{name}{key}", (*place, step), (*above, id(value)))
 
 
 def _entries(value: Any, *, outermost: bool) -> Iterator[tuple[str, Any, Callable]]:
-    if isinstance(value, Mapping):
-        for key, item in value.items():
-            yield f"[{key!r}]", item, itemgetter(key)
-    elif isinstance(value, (tuple, list)):
+    if isinstance(value, (tuple, list)):
         names = getattr(value, "_fields", None)
         for position, item in enumerate(value):
             key = f".{names[position]}" if names else f"[{position}]"
             yield key, item, itemgetter(position)
+    elif isinstance(value, Mapping):
+        for key, item in value.items():
+            yield f"[{key!r}]", item, itemgetter(key)
     else:
         for field in _fields(value, outermost):
             yield f".{field}", getattr(value, field), attrgetter(field)
@@ -141,12 +143,12 @@ def pick(output: Any, place: Place) -> Tensor:
     return output
 
 
-class SingleOutput(nn.Module):
+class SingleOutput(StandIn):
     """A network that returns one tensor of outputs, one row a sample whatever the batch size.
 
     Parameters
     ----------
-    module : nn.Module
+    network : nn.Module
         The network.
     place : tuple of callable
         Steps from what it returns to its outputs (see :func:`find_output`).
@@ -159,34 +161,27 @@ class SingleOutput(nn.Module):
 
     def __init__(
         self,
-        module: nn.Module,
+        network: nn.Module,
         place: Place = (),
         shape: tuple[int, ...] | None = None,
         *,
         pairs: bool = False,
     ) -> None:
-        super().__init__()
-        self.module = module
+        super().__init__(network)
         self.place = place
         self.shape = shape
         self.pairs = pairs
-        self.training = module.training
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the outputs, one row a sample."""
+        run = self.running(x)
         if isinstance(x, fx.Proxy):
-            return self._trace(x)
+            output = pick(run(x), self.place)
+            # a lost dimension of single numbers: the chain makes the call that loses it a layer
+            return output.reshape(-1, *self.shape) if self.shape else output
         if self.pairs and len(x) == 1:
-            return self.pick(self.module(torch.cat([x, x])))[:1]
-        return self.pick(self.module(x))
-
-    def _trace(self, x: Any) -> Any:
-        """Lead torch.fx through the network's own forward, so that its layers become stages."""
-        # of a copy, because some forwards keep their features as attributes
-        run = self.module if is_layer(self.module) else copy.copy(self.module).forward
-        output = pick(run(x), self.place)
-        # a lost batch dimension of single numbers: the chain makes the call that loses it a layer
-        return output.reshape(-1, *self.shape) if self.shape else output
+            return self.pick(run(torch.cat([x, x])))[:1]
+        return self.pick(run(x))
 
     def pick(self, output: object) -> Tensor:
         """Return the outputs among what the network returned."""

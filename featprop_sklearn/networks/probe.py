@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from featprop_sklearn.networks.outputs import SingleOutput, find_output, pick
+from featprop_sklearn.networks.stand_in import unwrap
 
 __all__ = ["check_loaded", "probe_network", "random_state_kept", "with_single_output"]
 
@@ -152,9 +153,7 @@ def probe_network(module: nn.Module, x: Tensor) -> nn.Module:
 
 def _name(module: nn.Module) -> str:
     """Return the class of the user's network, whatever reads its inputs or outputs."""
-    while isinstance(inner := getattr(module, "original_network", None), nn.Module):
-        module = inner
-    return type(module).__name__
+    return type(unwrap(module)).__name__
 
 
 def _read(network: nn.Module, module: nn.Module, output: Any) -> Tensor:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from featprop_sklearn.networks.recording import tensors_of, with_tensors
+from featprop_sklearn.networks.stand_in import StandIn
 
 __all__ = ["Idle", "Replay", "Said", "begin_at", "end_at", "release"]
 
@@ -44,7 +45,7 @@ class _Reached(BaseException):  # which no forward catches
         self.value = value
 
 
-class Replay(nn.Module):
+class Replay(StandIn):
     """What a network computes from one of its tensors to a later one.
 
     The network runs on an example; at the first tensor, the stage's input takes its place, and
@@ -62,13 +63,8 @@ class Replay(nn.Module):
         Whether the second tensor comes before the network's output.
     """
 
-    network: nn.Module
-
     def __init__(self, network: nn.Module, example: Said | None, *, ends_inside: bool) -> None:
-        super().__init__()
-        shared = ("_modules", "_parameters", "_buffers", "_non_persistent_buffers_set", "training")
-        self.__dict__.update({name: network.__dict__[name] for name in shared})
-        self.__dict__["network"] = network  # no child, or all names were there twice
+        super().__init__(network)
         self._example = example
         self._ends_inside = ends_inside
 
@@ -85,20 +81,14 @@ class Replay(nn.Module):
         ended = not self._ends_inside
         try:
             given = run.begin() if self._example is None else self._example.again(len(x))
-            output = self.network(given)
+            output = self.original_network(given)
         except _Reached as reached:
             output, ended = reached.value, True
         finally:
             _RUN.reset(token)
         if not (run.has_begun and ended):
-            raise _another_way(self.network)
+            raise _another_way(self.original_network)
         return output
-
-    def train(self, mode: bool = True) -> Replay:
-        """Set the mode, of the network too."""
-        self.network.train(mode)
-        self.training = mode
-        return self
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Replay:
         super()._apply(fn, recurse)

@@ -38,7 +38,7 @@ class Site:
     Attributes
     ----------
     name : str
-        The stage's name, with the layer's path inside of it.
+        Its path in the network; the stage's name, if it is one.
     stage : int
         Index of the stage that is or holds it.
     layer : nn.Module
@@ -129,7 +129,8 @@ def _judged(chain: Chain, x: Tensor) -> list[tuple[Site, str]]:
         calls = _calls(stage.module, [module for module in paths if not reasons[module]], x)
         for module in dict.fromkeys((*calls, *paths)):  # in the order in which they run
             path = paths[module]
-            site = Site(f"{stage.name}.{path}" if path else stage.name, index, module)
+            name = f"{stage.path}.{path}".strip(".") if path else stage.name
+            site = Site(name, index, module)
             judged.append((site, reasons[module] or _reason_of_calls(calls.get(module, []))))
         x = stage.module(x)
     return judged

@@ -50,8 +50,8 @@ class AutoTrainer(BaseEstimator):
     Parameters
     ----------
     closed_form : ClosedFormTrainer, default=None
-        The sweeps; None is one sweep over the last 15 layers, with margins of 8 times the
-        spread of the logits.
+        The sweeps; None is one sweep, over the 15 layers of most promise where there are more
+        (see ``max_layers`` there), with margins of 8 times the spread of the logits.
     polish : GradientTrainer, sequence of them, or None, default=None
         Polishes to choose from on held-out data: the first, unless a later one is better
         beyond chance. They train on the labels alone, so ``alpha`` must be 0. None is AdamW

@@ -18,7 +18,7 @@ __all__ = ["add_to_weights", "design_rows", "output_rows", "row_size", "weight_r
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 
 
-def design_rows(layer: Any, x: Tensor) -> Tensor:
+def design_rows(layer: Any, x: Tensor, places: Tensor | None = None) -> Tensor:
     """Return what the layer's coefficients multiply, in float64.
 
     Parameters
@@ -27,18 +27,28 @@ def design_rows(layer: Any, x: Tensor) -> Tensor:
         The layer.
     x : Tensor of shape (n_samples, ...)
         Its input.
+    places : Tensor of shape (n_rows,), int64, optional
+        Which rows alone, each number being sample · n_positions + position.
 
     Returns
     -------
     Tensor of shape (n_groups, n_samples, n_positions, n_coefficients)
-        The last coefficient is the bias, where the layer has one.
+        The last coefficient is the bias, where the layer has one. Of ``places`` alone:
+        (n_groups, n_rows, 1, n_coefficients).
     """
     x = x.double()
     if isinstance(layer, nn.Linear):
-        rows = x.reshape(1, len(x), -1, x.shape[-1])
+        windows, dims = x.reshape(1, len(x), -1, x.shape[-1]), 1
     else:
         padded = _stuffed(layer, x) if isinstance(layer, _TRANSPOSED) else _padded(layer, x)
-        rows = _patches(layer, padded)
+        windows, dims = _windows(layer, padded), len(layer.kernel_size)
+    n_groups, n_samples, *grid = windows.shape[: 2 + dims]
+    if places is None:
+        rows = windows.reshape(n_groups, n_samples, math.prod(grid), -1)
+    else:
+        where: tuple[Tensor, ...] = torch.unravel_index(places, (n_samples, *grid))
+        chosen = windows.movedim(0, 1 + dims)[where]
+        rows = chosen.reshape(len(places), n_groups, 1, -1).transpose(0, 1)
     if layer.bias is None:
         return rows
     return torch.cat([rows, rows.new_ones(*rows.shape[:-1], 1)], dim=-1)
@@ -119,14 +129,12 @@ def _stuffed(layer: Any, x: Tensor) -> Tensor:
     return F.pad(x, sides)
 
 
-def _patches(layer: Any, x: Tensor) -> Tensor:
-    """Collect the windows of each output pixel: (groups, samples, positions, values)."""
+def _windows(layer: Any, x: Tensor) -> Tensor:
+    """View the windows of each output pixel: (groups, samples, *pixels, *values)."""
     kernel, dilation = layer.kernel_size, layer.dilation
     dims = len(kernel)
     stride = (1,) * dims if isinstance(layer, _TRANSPOSED) else layer.stride
     for axis, (size, step, gap) in enumerate(zip(kernel, stride, dilation, strict=True)):
         x = x.unfold(axis + 2, gap * (size - 1) + 1, step)[..., ::gap]
-    n_samples, positions = len(x), math.prod(x.shape[2 : 2 + dims])
-    x = x.reshape(n_samples, layer.groups, -1, *x.shape[2:])
-    x = x.permute(1, 0, *range(3, 3 + dims), 2, *range(3 + dims, 3 + 2 * dims))
-    return x.reshape(layer.groups, n_samples, positions, -1)
+    x = x.reshape(len(x), layer.groups, -1, *x.shape[2:])
+    return x.permute(1, 0, *range(3, 3 + dims), 2, *range(3 + dims, 3 + 2 * dims))

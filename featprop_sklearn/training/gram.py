@@ -6,10 +6,11 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from scipy.linalg.lapack import dpstrf
 from torch import Tensor
 
-__all__ = ["GramSums", "solve_ridge"]
+__all__ = ["GramSums", "solve_ridge", "validation_scores"]
 
 #: λ tried by cross-validation, in units of the largest eigenvalue of the Gram matrix
 RIDGES = np.logspace(-6, 2, 17)
@@ -118,18 +119,42 @@ def solve_ridge(sums: GramSums, ridge: float | str = "auto") -> tuple[Tensor, fl
     if ridge != "auto":
         return _coefficients(values, vectors, sums.cross, float(ridge) * largest), float(ridge)
     energy = (vectors.mT @ sums.cross).square().sum(dim=2)
+    scores = validation_scores(values, energy, sums.square, sums.n_rows)
+    # of strengths that are as good as equal the greatest: rounding must not choose
+    best = float(RIDGES[np.flatnonzero(scores <= (1 + TIE) * scores.min())[-1]])
+    return _coefficients(values, vectors, sums.cross, best * largest), best
+
+
+def validation_scores(values: Tensor, energy: Tensor, square: Tensor, n_rows: float) -> NDArray:
+    """Return the errors of generalised cross-validation, RSS / (1 − df/n)², of :data:`RIDGES`.
+
+    Parameters
+    ----------
+    values : Tensor of shape (n_groups, n_kept)
+        Eigenvalues of the Gram matrix, without some that are 0 perhaps.
+    energy : Tensor of shape (n_groups, n_kept)
+        ‖vᵀ Σ w a rᵀ‖² for each eigenvector v.
+    square : Tensor of shape (n_groups,)
+        Σ w ‖r‖².
+    n_rows : float
+        n = Σ w.
+
+    Returns
+    -------
+    ndarray of shape (n_ridges,)
+        Infinite where the model can interpolate.
+    """
+    largest = float(values.max())
     scores = []
     for candidate in RIDGES:
         shrunk = values + candidate * largest
         # RSS = Σ‖r‖² − Σ energy (s + 2λ)/(s + λ)², in the eigenbasis of the Gram matrix
         explained = energy * (values + 2 * candidate * largest) / shrunk.square()
-        rss = float((sums.square - explained.sum(dim=1)).clamp_min(PRECISION * sums.square).sum())
+        rss = float((square - explained.sum(dim=1)).clamp_min(PRECISION * square).sum())
         freedom = float((values / shrunk).sum(dim=1).mean())
-        usable = freedom < MOST_FREEDOM * sums.n_rows
-        scores.append(rss / (1 - freedom / sums.n_rows) ** 2 if usable else np.inf)
-    # of strengths that are as good as equal the greatest: rounding must not choose
-    best = float(RIDGES[np.flatnonzero(np.array(scores) <= (1 + TIE) * min(scores))[-1]])
-    return _coefficients(values, vectors, sums.cross, best * largest), best
+        usable = freedom < MOST_FREEDOM * n_rows
+        scores.append(rss / (1 - freedom / n_rows) ** 2 if usable else np.inf)
+    return np.array(scores)
 
 
 def _says_something(sums: GramSums) -> bool:

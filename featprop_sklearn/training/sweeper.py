@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -18,6 +18,7 @@ from featprop_sklearn.training.carried import CarriedFeatures
 from featprop_sklearn.training.component import Component, Labelled
 from featprop_sklearn.training.gram import GramSums, solve_ridge
 from featprop_sklearn.training.head import is_head, refit_head
+from featprop_sklearn.training.layer_shares import explained_shares
 from featprop_sklearn.training.layer_sums import layer_sums
 from featprop_sklearn.training.losses import mean_task_loss
 from featprop_sklearn.training.waking import wake_dead_units
@@ -38,6 +39,7 @@ class Sweeper:
         ridge: float | str = "auto",
         C: float = 0.1,
         max_layers: int | None = None,
+        chosen: Collection[str] = (),
     ) -> None:
         self.ridge = ridge
         self.C = C
@@ -50,7 +52,9 @@ class Sweeper:
         self.network.eval()
         self.sites = affine_sites(own.stages, own.data.inputs[:8])
         self.head = self._find_head()
-        self.left_out = self._leave_out(max_layers)
+        self.max_layers = max_layers
+        self.chosen = chosen
+        self.left_out: list[str] = []
         self.targets = own.output_targets
         self.start_over()
         self.history: list[dict[str, Any]] = []
@@ -99,6 +103,7 @@ class Sweeper:
             data = self.own.data
             wake_dead_units(self.own.stages, data.inputs, self.batch_size, weights=data.weights)
             self._refit_head()
+            self.choose_layers()
         ridges = {}
         self._follow_logits()
         self.start_over()
@@ -141,12 +146,23 @@ class Sweeper:
         """Names of the layers that a sweep refits, and that ``max_layers`` keeps it from."""
         return {"refitted": [site.name for site in self.sites], "left_out": self.left_out}
 
-    def _leave_out(self, max_layers: int | None) -> list[str]:
-        """Keep the last layers, to whose outputs the way back is short; return the others."""
+    def choose_layers(self) -> None:
+        """Leave out layers beyond ``max_layers``: those that could learn least of what is asked.
+
+        Of an earlier choice, keep the ``chosen``.
+        """
         inner = [site for site in self.sites if site is not self.head]
-        first = inner[:-max_layers] if max_layers is not None else []
-        self.sites = [site for site in self.sites if site not in first]
-        return [site.name for site in first]
+        if self.max_layers is None or len(inner) <= self.max_layers:
+            return
+        if not self.chosen:
+            data, targets = self.own.data, self.own.output_targets
+            shares = explained_shares(self.chain, inner, data, targets, self.batch_size)
+            # of layers that are alike the later, whose refits cost less
+            order = sorted(range(len(inner)), key=lambda i: (shares[i], i), reverse=True)
+            self.chosen = [inner[i].name for i in order[: self.max_layers]]
+        left_out = [site for site in inner if site.name not in self.chosen]
+        self.sites = [site for site in self.sites if site not in left_out]
+        self.left_out = [site.name for site in left_out]
 
     def sums(self, site: Site) -> GramSums:
         """Sum up what a layer gets and what it lacks."""

@@ -124,7 +124,7 @@ def test_closed_form_refits_layers_inside_replayed_stages(keywords):
     at_middle = keywords.fit(split="blocks.0", trainer="closed_form")
     refitted = next(entry["refitted"] for entry in at_middle.history_ if entry.get("refitted"))
     assert [name.split(".")[-1] for name in refitted] == ["embed", "up", "down"]
-    before, after = keywords.network.state_dict(), at_middle.module_.module.state_dict()
+    before, after = keywords.network.state_dict(), at_middle.module_.state_dict()
     moved = {
         name.removesuffix(".weight")
         for name, value in after.items()
@@ -143,7 +143,7 @@ def test_closed_form_refits_layers_inside_replayed_stages(keywords):
 
 
 def test_statistics_after_the_split_stay(keywords):
-    network = keywords.fit(split="blocks.0", trainer="gradient").module_.module
+    network = keywords.fit(split="blocks.0", trainer="gradient").module_
     before = keywords.network.blocks
     assert torch.equal(network.blocks[1].norm.running_mean, before[1].norm.running_mean)
     assert not torch.equal(network.blocks[0].norm.running_mean, before[0].norm.running_mean)

@@ -332,10 +332,13 @@ def test_why_a_stage_is_closed_is_kept_with_it():
 
 
 def test_why_a_sequential_stays_closed():
-    refuses = chain._open(CASES["refuses one row"].make().double().eval(), "", normal(3, 3))
+    def opened(net, x):
+        return chain._open(net, "", x, net(x))
+
+    refuses = opened(CASES["refuses one row"].make().double().eval(), normal(3, 3))
     assert [stage.closed for stage in refuses] == ["its part '1' refuses a single row"]
     turned = nn.Sequential(nn.Linear(3, 3), TimeFirst()).double()
-    (stage,) = chain._open(turned, "", normal(4, 2, 3))
+    (stage,) = opened(turned, normal(4, 2, 3))
     assert stage.closed == "its last part does not give one tensor with one row a sample"
 
 

@@ -12,11 +12,13 @@ from torch.testing import assert_close
 
 from featprop_sklearn.data import pack
 from featprop_sklearn.networks import (
+    SingleOutput,
     Unpack,
     build_chain,
     input_dtype,
     reads_integers,
     refuse_sequence,
+    unwrap,
     with_inputs,
 )
 from featprop_sklearn.networks.fingerprint import network_fingerprint
@@ -217,6 +219,17 @@ def test_tokens_reach_networks_of_16_bits():
     reader, x = behind(TwoInputs().bfloat16(), X)
     assert x.dtype == torch.float32
     assert reader(x).dtype == torch.bfloat16
+
+
+def test_what_reads_the_inputs_is_found_behind_what_picks_the_output():
+    network = Tokens().bfloat16().eval()
+    wrapped = SingleOutput(with_inputs(network, TOKENS, None))
+    assert reads_integers(wrapped)
+    assert input_dtype(wrapped) == torch.float32
+    assert list(wrapped.state_dict()) == list(network.state_dict())
+    assert unwrap(wrapped) is network
+    assert wrapped.train() is wrapped
+    assert network.fc.training
 
 
 def test_a_network_of_one_floating_input_is_left_alone():

@@ -77,7 +77,7 @@ def wrapped(finish, **options):
 def test_the_outputs_are_found(finish):
     body, plain, network = wrapped(finish)
     assert isinstance(network, SingleOutput)
-    assert network.module is body
+    assert network.original_network is body
     for count in (1, 2, 5):
         x = rows(count, seed=1)
         assert torch.equal(network(x), plain(x))
@@ -146,7 +146,7 @@ def test_features_kept_by_the_forward_are_no_proxies():
 
     network = probe_network(Keeps(FORMS["dict"]).eval(), rows())
     assert build_chain(network, rows()).names[-5:] == STAGES
-    assert type(network.module.kept) is Tensor
+    assert type(network.original_network.kept) is Tensor
 
 
 class Squeezed(nn.Module):
@@ -189,7 +189,7 @@ def test_survives_copy_and_pickle():
     for twin in (copy.deepcopy(network), pickle.loads(pickle.dumps(network))):
         assert torch.equal(twin(rows()), expected)
         assert network_fingerprint(twin) == network_fingerprint(network)
-    other = SingleOutput(network.module, (itemgetter("features"),))
+    other = SingleOutput(network.original_network, (itemgetter("features"),))
     assert network_fingerprint(other) != network_fingerprint(network)
 
 
@@ -200,8 +200,8 @@ def as_dict(outputs, features):
 def test_mode_reaches_the_network():
     _, _, network = wrapped(FORMS["dict"])
     assert not network.training
-    assert network.train().module.training
-    assert not network.eval().module.training
+    assert network.train().original_network.training
+    assert not network.eval().original_network.training
 
 
 class TestFit:
@@ -222,6 +222,37 @@ class TestFit:
         )
         assert isinstance(fitted.module_, SingleOutput)
         assert type(plain.module_) is Body
+
+    def test_refits_are_named_as_the_network_s_own_layers(self):
+        fitted = self.fit(as_dict, trainer="closed_form")
+        refitted = fitted.history_[-1]["refitted"]
+        assert refitted == ["a", "b", "c"]
+        assert all(type(fitted.network_.get_submodule(name)) is nn.Linear for name in refitted)
+        assert list(fitted.module_.state_dict()) == list(fitted.network_.state_dict())
+
+    def test_names_inside_a_stage_are_the_network_s_own(self):
+        class Block(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.body, self.logits = Body(lambda o, f: o), nn.Linear(3, 3)
+
+            def forward(self, x):
+                h = self.body(x)
+                return {"logits": self.logits(h) + h}
+
+        fitted = FeatureBackpropClassifier(Block(), trainer="closed_form", random_state=0)
+        fitted.fit(self.X, self.y)
+        assert split_points(Block(), self.X)[-1] == "add"
+        assert fitted.history_[-1]["refitted"] == ["body.a", "body.b", "body.c", "logits"]
+
+    def test_one_layer_is_called_as_without_a_wrapper(self):
+        image = self.X[:, :, None, None]
+        layer = nn.Conv2d(4, 3, 1)
+        fitted = FeatureBackpropClassifier(layer, trainer="closed_form", random_state=0)
+        fitted.fit(image, self.y)
+        assert isinstance(fitted.module_, SingleOutput)
+        assert fitted.history_[-1]["refitted"] == ["network"]
+        assert type(fitted.network_) is nn.Conv2d
 
     def test_several_inputs_and_several_outputs(self):
         class Two(nn.Module):
@@ -245,7 +276,7 @@ class TestFit:
         loaded = pickle.loads(pickle.dumps(fitted))
         np.testing.assert_array_equal(loaded.predict(self.X), fitted.predict(self.X))
         loaded.fit(self.X, self.y)
-        assert type(loaded.module_.module) is Body
+        assert type(loaded.module_.original_network) is Body
 
     @pytest.mark.parametrize("options", [{"width": 3, "middle": True}, {"width": 1}])
     def test_one_row_is_predicted_as_among_others(self, options):

@@ -226,7 +226,7 @@ NETWORKS = {
     TimeFirst: ["getitem", "a", "add", "c"],
     Parallel: [
         *("stem.input", "stem", "body.input", "body.embed.input", "body.embed", "body.add"),
-        *("network",),
+        "body.head.linear",
     ],
     Beside: ["stem.input", "stem", "inner.input", "inner.0.0", "inner.0.1", "head"],
 }
@@ -411,7 +411,7 @@ def test_the_network_is_left_alone(make):
         (Body, "blocks.1", "blocks.1"),
         (Beside, "inner", "inner.0.1"),
         (Beside, "inner.0", "inner.0.1"),
-        (Parallel, "body.head", "network"),
+        (Parallel, "body.head", "body.head.linear"),
     ],
 )
 def test_paths_of_modules_are_splits(make, path, name):

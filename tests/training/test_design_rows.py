@@ -53,6 +53,8 @@ def check(layer, x):
     assert rows.shape[:2] == (len(coefficients), len(x))
     torch.testing.assert_close(rows @ coefficients[:, None], output_rows(layer, output))
     assert row_size(layer, output) == rows[:, 0].numel()
+    places = torch.arange(0, rows.shape[1] * rows.shape[2], 3).flip(0)
+    assert torch.equal(design_rows(layer, x, places)[:, :, 0], rows.flatten(1, 2)[:, places])
 
     change = torch.randn_like(coefficients)
     add_to_weights(layer, change)

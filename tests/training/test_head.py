@@ -294,7 +294,7 @@ def test_the_head_may_lie_inside_a_composite_stage(after, prepare, targets, expe
     x = torch.randn(8, 4)
     chain = Chain([Stage("network", net, x.shape[1:], net(x).shape[1:])])
     site = affine_sites(chain, x)[-1]
-    assert site.name == "network.head"
+    assert site.name == "head"
     assert is_head(site, chain, x, targets) is expected
 
 
