@@ -199,8 +199,8 @@ def _check_relus(model: Explained, x: Tensor) -> None:
         )
     if not any(isinstance(part, nn.ReLU) for part in model.modules()):
         raise ValueError(
-            "Captum's guided backpropagation changes the gradient of nn.ReLU modules only, and this "
-            "network has none: other activations, ReLU6 among them, stay as they are. "
+            "Captum's guided backpropagation changes the gradient of nn.ReLU modules only, and "
+            "this network has none: other activations, ReLU6 among them, stay as they are. "
             "Use method='gradient'."
         )
 

@@ -151,8 +151,9 @@ class LayerwiseRule:
         step = self._fitted_step(index, reference)
         if not np.isfinite(target).all():
             raise ValueError(
-                f"The wanted outputs of stage {self.names_[index]!r} are not finite, so they cannot "
-                "be carried back through it. Use propagation='joint', or a split after this stage."
+                f"The wanted outputs of stage {self.names_[index]!r} are not finite, so they "
+                "cannot be carried back through it. Use propagation='joint', or a split after "
+                "this stage."
             )
         return step._nearest(target, to_array(reference))
 
