@@ -7,6 +7,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from featprop_sklearn.inspection.relevance import convolution
 from tests.networks.zoo import PreActResNet, ResNet
 
 N_CLASSES = 10
@@ -116,6 +117,25 @@ def mobile():
 
 def totals(relevance):
     return relevance.flatten(1).sum(1)
+
+
+@contextmanager
+def lost_relevance():
+    """Note what lies on windows of hidden convolutions without any activation: they lose it."""
+    lost = []
+
+    def through(windows, relevance, x):
+        patches = windows.patches(windows.pad(x.clamp_min(0)))
+        signed = relevance.reshape(len(x), windows.groups, -1, patches.shape[-1])
+        lost.append((signed * (patches.amax(dim=2, keepdim=True) == 0)).sum().item())
+        return carry(windows, relevance, x)
+
+    carry = convolution.through_hidden_convolution
+    convolution.through_hidden_convolution = through
+    try:
+        yield lost
+    finally:
+        convolution.through_hidden_convolution = carry
 
 
 @contextmanager

@@ -106,8 +106,9 @@ class RelativeSectionalPropagation:
         -------
         Tensor of the shape and dtype of ``x``
             Its sum over the channels of the input is the map to look at. The sum of all is
-            1 a sample where there are hostile classes; where no unit speaks against the
-            target it is 2, and where none speaks for it −1.
+            1 a sample where there are hostile classes (2 where no unit speaks against the
+            target, −1 where none speaks for it), but for what falls on windows without any
+            activation.
 
         Raises
         ------

@@ -62,8 +62,7 @@ def through_hidden_convolution(windows: Windows, relevance: Tensor, x: Tensor) -
 
     A 1×1 kernel gives R_in = C⁺ − C⁻. A larger one doubles this, U = 2 (C⁺ − C⁻), and takes
     ΣU/2 away again, in equal parts wherever U ≠ 0: inputs of weak support turn negative. A
-    window without any activation, whose Z is zero, shares equally: only a bias, or BatchNorm,
-    spoke there. W itself plays no part.
+    window without any activation loses its relevance. W itself plays no part.
 
     Parameters
     ----------
@@ -84,12 +83,7 @@ def through_hidden_convolution(windows: Windows, relevance: Tensor, x: Tensor) -
     signed = relevance.reshape(len(x), windows.groups, -1, patches.shape[-1])
     back = _back_to_patches(signed, patches)
     found = windows.crop(padded * windows.overlap(back, padded.shape))
-    if not windows.is_point:
-        found = _shifted(2 * found)
-    is_dead = patches.amax(dim=2, keepdim=True) == 0
-    if bool(is_dead.any()):
-        found += windows.crop(windows.spread(signed * is_dead, x))
-    return found
+    return found if windows.is_point else _shifted(2 * found)
 
 
 def _back_to_patches(signed: Tensor, patches: Tensor) -> Tensor:

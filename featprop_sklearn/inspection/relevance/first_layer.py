@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from featprop_sklearn.inspection.relevance.registry import Bounds
@@ -64,8 +65,16 @@ def through_first_convolution(
     found = above * windows.overlap(rising.mT @ shares, above.shape)
     found += below * windows.overlap(falling.mT @ shares, below.shape)
     if bool((total == 0).any()):
-        found += windows.spread(signed * (total == 0), x)
+        found += _equal_shares(windows, signed * (total == 0), x)
     return windows.crop(found)
+
+
+def _equal_shares(windows: Windows, relevance: Tensor, x: Tensor) -> Tensor:
+    """Spread the relevance of each window over the pixels in it, none of it over padding."""
+    pixels = windows.pad(torch.ones_like(x))
+    inside = windows.patches(pixels)
+    each = ratio(relevance.sum(dim=2, keepdim=True), inside.sum(dim=2, keepdim=True))
+    return windows.overlap(inside * each, pixels.shape)
 
 
 def _bounds(x: Tensor, bounds: Bounds | None) -> Bounds:

@@ -11,8 +11,6 @@ import torch
 from torch import Size, Tensor
 from torch.nn import functional as F
 
-from featprop_sklearn.inspection.relevance.sums import ratio
-
 __all__ = ["Windows"]
 
 
@@ -95,26 +93,6 @@ class Windows:
         for column, where in zip(columns.unbind(2), self._places(shape), strict=True):
             total[where] += column.reshape(total[where].shape)
         return total
-
-    def spread(self, relevance: Tensor, x: Tensor) -> Tensor:
-        """Spread what is given to each window over the inputs in it, in equal parts.
-
-        Parameters
-        ----------
-        relevance : Tensor of shape (n_samples, groups, out_channels a group, n_windows)
-            What the channels of each window are given.
-        x : Tensor of shape (n_samples, in_channels, ...)
-            The input, for its shape.
-
-        Returns
-        -------
-        Tensor of the shape of the padded input
-            None of it lies on padding.
-        """
-        inputs = self.pad(torch.ones_like(x))
-        inside = self.patches(inputs)
-        each = ratio(relevance.sum(dim=2, keepdim=True), inside.sum(dim=2, keepdim=True))
-        return self.overlap(inside * each, inputs.shape)
 
     def _places(self, shape: Size) -> Iterator[tuple]:
         """Yield, for each offset in the kernel, what the windows hold there."""
