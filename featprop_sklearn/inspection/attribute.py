@@ -14,7 +14,7 @@ from torch import Tensor
 
 from featprop_sklearn.data import batches, plain_torch
 from featprop_sklearn.inspection import captum_methods
-from featprop_sklearn.inspection.attribution_result import AttributionResult
+from featprop_sklearn.inspection.attribution_result import AttributionResult, column_names
 from featprop_sklearn.inspection.displacement import attribute_displacement
 from featprop_sklearn.inspection.explained import Explained, Question, ask, source_network
 from featprop_sklearn.inspection.relevance import RelativeSectionalPropagation
@@ -58,7 +58,7 @@ def attribute(
         otherwise the index of an output. None is the greatest output. Of displacement: what y
         is in ``fit``.
     batch_size : int
-        Samples in one run of the network.
+        Samples in one run of the network; displacement runs one at a time.
     **options : dict
         Of the method. rsp: ``hostile`` (classes, as ``target``, or "runner_up", "present",
         None), ``layer``, ``purge``, ``bounds``. grad_cam and guided_grad_cam: ``layer``,
@@ -66,12 +66,14 @@ def attribute(
         integrated_gradients: ``baseline`` (0), ``n_steps`` (50). occlusion: ``window``
         (a quarter of each side), ``stride`` (half a window), ``baseline`` (0, the value that
         is put in; windows are cut off at the border). displacement: ``split``, ``damping``,
-        ``bounds``, ``n_steps``. A callable: what else it takes; ``hostile`` reaches it as a mask.
+        ``bounds``, ``unit``, ``n_steps``. A callable: what else it takes; ``hostile`` reaches it
+        as a mask.
 
     Returns
     -------
     AttributionResult
-        ``maps``, summed over the channels, of the size of the inputs, and ``residual``.
+        ``maps``, summed over the channels (the second axis of inputs with more than two), of the
+        size of the inputs, and ``residual``.
 
     Raises
     ------
@@ -112,6 +114,7 @@ def attribute(
         target=question.labels[question.target.cpu().numpy()],
         method=method if isinstance(method, str) else _name(method),
         inputs=question.x.cpu().numpy(),
+        feature_names=column_names(X),
     )
 
 
@@ -191,7 +194,7 @@ def _as_array(values: Any) -> NDArray:
 def _find(method: str | Method) -> Method:
     if callable(method):
         return method
-    if method not in METHODS:
+    if not isinstance(method, str) or method not in METHODS:
         near = difflib.get_close_matches(str(method), METHODS)
         hint = f" Did you mean {near[0]!r}?" if near else ""
         raise ValueError(

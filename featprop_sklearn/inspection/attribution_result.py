@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,7 +13,10 @@ from numpy.typing import NDArray
 
 from featprop_sklearn.inspection.displays.attribution_display import AttributionDisplay
 
-__all__ = ["AttributionResult"]
+__all__ = ["AttributionResult", "column_names"]
+
+#: letters of a title in one line
+TITLE = 12
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,6 +41,8 @@ class AttributionResult:
         The samples.
     wanted : ndarray of shape (n_samples, channels, ...), default=None
         Of method "displacement": the inputs that the network should have seen.
+    feature_names : list of str, default=None
+        Names of the columns, where X was a DataFrame.
     """
 
     maps: NDArray
@@ -45,6 +51,7 @@ class AttributionResult:
     method: str
     inputs: NDArray
     wanted: NDArray | None = None
+    feature_names: list[str] | None = None
 
     def to_frame(self) -> pd.DataFrame:
         """Table the maps: target, residual, sums of either sign, and where the maximum lies.
@@ -53,26 +60,31 @@ class AttributionResult:
         -------
         DataFrame
             One row a sample; columns ``target``, ``residual``, ``positive``, ``negative``,
-            ``peak`` (its index, a tuple).
+            ``peak`` (its index, a tuple, or the name of its column).
         """
         flat = self.maps.reshape(len(self.maps), -1)
-        peaks = np.unravel_index(flat.argmax(axis=1), self.maps.shape[1:])
+        highest = flat.argmax(axis=1)
+        if self.feature_names is None:
+            places = zip(*np.unravel_index(highest, self.maps.shape[1:]), strict=True)
+            peaks: list[Any] = [tuple(map(int, place)) for place in places]
+        else:
+            peaks = [self.feature_names[column] for column in highest]
         return pd.DataFrame(
             {
                 "target": self.target if self.target.ndim == 1 else list(self.target),
                 "residual": self.residual,
                 "positive": flat.clip(min=0).sum(axis=1),
                 "negative": flat.clip(max=0).sum(axis=1),
-                "peak": [tuple(map(int, place)) for place in zip(*peaks, strict=True)],
+                "peak": peaks,
             }
         )
 
-    def plot(self, rows: Sequence[int] | NDArray | None = None, **kwargs: Any) -> Any:
-        """Draw the maps below their images.
+    def plot(self, rows: int | Sequence[int] | NDArray | None = None, **kwargs: Any) -> Any:
+        """Draw the maps below their images, or a bar for each feature of a table.
 
         Parameters
         ----------
-        rows : sequence of int, default=None
+        rows : int or sequence of int, default=None
             Which samples; None draws the first eight.
         **kwargs : dict
             For :meth:`AttributionDisplay.plot`.
@@ -87,14 +99,31 @@ class AttributionResult:
         ImportError
             If matplotlib is not installed.
         ValueError
-            If the maps are not two-dimensional.
+            If the maps have more than two dimensions, or no sample is chosen.
         """
-        chosen = np.arange(min(8, len(self.maps))) if rows is None else np.asarray(rows)
+        chosen = np.arange(len(self.maps))[:8]
+        if rows is not None:
+            given = np.atleast_1d(rows)
+            chosen = np.arange(len(self.maps))[given if given.size else given.astype(int)]
+        is_table = self.maps.ndim == 2
         display = AttributionDisplay(
             self.maps[chosen],
-            images=self.inputs[chosen],
-            wanted=None if self.wanted is None else self.wanted[chosen],
-            titles=[str(label) for label in self.target[chosen]],
+            images=None if is_table else self.inputs[chosen],
+            wanted=None if is_table or self.wanted is None else self.wanted[chosen],
+            titles=[_title(label) for label in self.target[chosen]],
             method=self.method,
+            feature_names=self.feature_names,
         )
         return display.plot(**kwargs)
+
+
+def column_names(X: Any) -> list[str] | None:
+    """Return the names of a DataFrame's columns, None for anything else."""
+    columns = getattr(X, "columns", None)
+    return None if columns is None else [str(name) for name in columns]
+
+
+def _title(label: Any) -> str:
+    """Write a label, in several lines where it is long."""
+    text = f"{label:.3g}" if isinstance(label, float | np.floating) else str(label)
+    return textwrap.fill(text, TITLE)

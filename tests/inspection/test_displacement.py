@@ -57,31 +57,52 @@ def systems(linear, damping):
     estimator, X, y, weight = linear
     for x, e in zip(X, displacements(estimator, X, y)[1], strict=True):
         size = np.linalg.norm(e) or 1.0
-        matrix = np.vstack([weight / size, damping / np.linalg.norm(x) * np.eye(6)])
+        matrix = np.vstack([weight / size, damping / np.ptp(X, axis=0) / np.sqrt(6) * np.eye(6)])
         yield x, e, matrix, np.r_[e / size, np.zeros(6)]
 
 
+@pytest.fixture
+def exact(monkeypatch):
+    """Search until nothing falls any more."""
+    monkeypatch.setattr(wanted_input, "TOLERANCE", 1e-15)
+
+
 @pytest.mark.parametrize("damping", [0.1, 1.0, 10.0])
-def test_the_wanted_input_of_a_linear_part_is_a_least_squares_solution(linear, damping):
+def test_the_wanted_input_of_a_linear_part_is_a_least_squares_solution(linear, damping, exact):
     estimator, X, y, weight = linear
     found = attribute_displacement(estimator, X, y, damping=damping)
     for i, (x, e, matrix, rhs) in enumerate(systems(linear, damping)):
         move = np.linalg.lstsq(matrix, rhs)[0]
-        np.testing.assert_allclose(found.wanted[i] - x, move, atol=2e-3 * (1e-9 + norms([x])[0]))
+        np.testing.assert_allclose(found.wanted[i] - x, move, atol=1e-5)
         if e.any():
             shares = (found.wanted[i] - x) * (weight.T @ e) / (e @ e)
             np.testing.assert_allclose(found.maps[i], shares, atol=1e-12)
 
 
-def test_the_wanted_input_stays_in_its_range(linear):
+def test_the_wanted_input_stays_in_its_range(linear, exact):
     estimator, X, y, _ = linear
-    found = attribute_displacement(estimator, X, y, bounds=(-1, 0.5))
-    assert found.wanted[found.residual > 0].min() == -1
-    assert found.wanted[found.residual > 0].max() == 0.5
-    for i, (x, e, matrix, rhs) in enumerate(systems(linear, 0.3)):
+    low, high = X.min(axis=0), np.full(6, X.max())
+    low[0], high[1] = -10, 10
+    found = attribute_displacement(estimator, X, y, bounds=(low, high), unit=np.ptp(X, axis=0))
+    assert (found.wanted == high).any()
+    assert (found.wanted == low).any()
+    for i, (x, e, matrix, rhs) in enumerate(systems(linear, 0.5)):
         if e.any():
-            best = lsq_linear(matrix, rhs + matrix @ x, (-1, 0.5), tol=1e-12).x
-            np.testing.assert_allclose(found.wanted[i], best, atol=5e-3)
+            best = lsq_linear(matrix, rhs + matrix @ x, (low, high), tol=1e-12).x
+            np.testing.assert_allclose(found.wanted[i], best, atol=1e-5)
+
+
+def test_units_of_the_columns_do_not_matter(linear):
+    """Inches or metres, with a network that takes either: the same answer."""
+    estimator, X, y, _ = linear
+    scale = np.array([1e-3, 1, 1, 1e3, 1, 1])
+    network = copy.deepcopy(estimator.network_)
+    with torch.no_grad():
+        network[0].weight.div_(torch.from_numpy(scale))
+    other = FeatureBackpropClassifier(network, split="0", trainer=AS_IT_IS).fit(X * scale, y)
+    found = attribute_displacement(estimator, X, y)
+    same = attribute_displacement(other, X * scale, y)
+    np.testing.assert_allclose(same.maps, found.maps, atol=1e-8)
 
 
 def test_without_a_price_a_wide_part_meets_the_whole_displacement(linear):
@@ -172,10 +193,11 @@ def test_the_sum_is_exact_where_the_network_is_smooth(smooth):
 
 def test_each_sample_is_answered_alone(smooth):
     estimator, X, y = smooth
-    together = attribute_displacement(estimator, X, y, bounds=(0, 1))
+    X = X * np.linspace(0.2, 1, 10)[:, None, None, None]  # each has a range of its own
+    together = attribute_displacement(estimator, X, y)
     for i in range(4):
         row = slice(i, i + 1)
-        alone = attribute_displacement(estimator, X[row], y[row], bounds=(0, 1))
+        alone = attribute_displacement(estimator, X[row], y[row])
         np.testing.assert_allclose(alone.maps, together.maps[row], atol=1e-8)
         np.testing.assert_allclose(alone.wanted, together.wanted[row], atol=1e-7)
 
@@ -194,7 +216,7 @@ def test_another_solver_finds_nothing_better_on_average(digits):
             with torch.no_grad():
                 feature = part(torch.from_numpy(flat).reshape(1, 1, 8, 8))[0].numpy()
             missed = (feature - a - e).ravel() / np.linalg.norm(e)
-            return np.r_[missed, 0.3 * (flat - x.ravel()) / np.linalg.norm(x)]
+            return np.r_[missed, 0.5 * (flat - x.ravel()) / 8]
 
         start = x.ravel().astype(float)
         rival = least_squares(residuals, start.clip(1e-6, 1 - 1e-6), bounds=(0, 1), max_nfev=60)
@@ -303,6 +325,40 @@ def test_a_blank_image_and_one_label_for_all(digits):
     assert found.target.tolist() == [4, 4, 4]
     assert np.isfinite(found.maps).all()
     assert found.wanted[0].any()
+    alone = attribute(estimator, blank[:1], "displacement", target=4)
+    np.testing.assert_allclose(alone.wanted, found.wanted[:1], atol=0.02)
+
+
+class Single(nn.Module):
+    """Computes in float32 whatever it is given."""
+
+    def __init__(self):
+        super().__init__()
+        self.layers = cnn()
+        self.factor = torch.ones(1, 1, 8, 8)  # no buffer, so no dtype changes it
+
+    def forward(self, x):
+        return self.layers(x.float() * self.factor)
+
+
+def test_networks_that_know_float32_alone(digits):
+    _, X, y = digits
+    torch.manual_seed(0)
+    estimator = FeatureBackpropClassifier(Single(), trainer=AS_IT_IS).fit(X, y)
+    found = attribute_displacement(estimator, X[:3], y[:3])
+    torch.manual_seed(0)
+    double = FeatureBackpropClassifier(cnn(), trainer=AS_IT_IS).fit(X, y)
+    expected = attribute_displacement(double, X[:3], y[:3])
+    np.testing.assert_allclose(found.residual, expected.residual, atol=0.05)
+
+
+@pytest.mark.parametrize("around", [torch.no_grad, torch.inference_mode])
+def test_gradients_may_be_switched_off_around_it(digits, around):
+    estimator, X, y = digits
+    found = attribute_displacement(estimator, X[:2], y[:2])
+    with around():
+        same = attribute_displacement(estimator, X[:2], y[:2])
+    np.testing.assert_array_equal(same.maps, found.maps)
 
 
 def test_a_row_of_the_report(digits):
@@ -328,8 +384,12 @@ def test_the_picture_has_the_wanted_images_between(digits):
     [
         ({"damping": -1}, "damping must be a number of at least 0; got -1"),
         ({"damping": "auto"}, "damping must be a number of at least 0; got 'auto'"),
-        ({"bounds": (1, 0)}, r"bounds must be \(low, high\) with low < high, or None"),
-        ({"bounds": 3}, r"bounds must be \(low, high\) with low < high, or None"),
+        ({"bounds": (1, 0)}, r"bounds must be \(low, high\) with low < high, numbers or arrays"),
+        ({"bounds": 3}, r"bounds must be \(low, high\) with low < high, .* shape \(1, 8, 8\)"),
+        ({"bounds": (0.2, 1)}, r"must hold all inputs; they go from 0 to 1\. Give the range"),
+        ({"unit": 0}, r"unit must be positive, .* shape \(1, 8, 8\), or None; got 0"),
+        ({"unit": np.ones(3)}, "unit must be positive, a number or an array"),
+        ({"n_steps": True}, "n_steps must be an integer of at least 1; got True"),
         ({"n_steps": 0}, "n_steps must be an integer of at least 1; got 0"),
         ({"split": "convv"}, "split"),
         ({"layer": "0"}, "method='displacement' has no option 'layer'; its options are: split"),
