@@ -18,10 +18,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 import torch
-from attribution_networks import NETWORKS, both_found, trained, trained_on_permuted_labels
+from attribution_networks import (
+    NETWORKS,
+    explained_scenes,
+    trained,
+    trained_on_permuted_labels,
+)
 from attribution_report import write_page
 from numpy.typing import NDArray
 from torch import nn
@@ -34,7 +38,6 @@ from featprop_sklearn.inspection import (
     data_randomisation,
     independent_randomisation,
     make_attribution_report,
-    make_digit_scenes,
     pointing_game,
 )
 
@@ -58,17 +61,14 @@ CACHE, PAGE = Path(".cache/attribution"), Path("docs/attribution_benchmark.md")
 
 def measure(name: str, n_images: int, steps: int) -> dict[str, Any]:
     """Train one network, and measure all methods on it."""
-    network = trained(name, steps)
-    scenes = make_digit_scenes(2 * n_images, subset="test", random_state=100)
-    found = both_found(network, scenes.images, scenes.labels)
-    chosen = np.flatnonzero(found)[:n_images]
-    scenes = {key: value[chosen] for key, value in scenes.items()}
+    network = trained(*NETWORKS[name], steps)
+    scenes, accuracy = explained_scenes(network, n_images)
     permuted, memorised = trained_on_permuted_labels(name)
     results = {method: _measured(network, permuted, method, scenes) for method in METHODS}
     return {
-        "accuracy": float(found.mean()),
+        "accuracy": accuracy,
         "memorised": memorised,
-        "images": len(chosen),
+        "images": len(scenes.images),
         "methods": {name: entry for name, entry in results.items() if entry is not None},
     }
 

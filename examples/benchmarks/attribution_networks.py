@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from sklearn.utils import Bunch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -34,12 +37,12 @@ class Block(nn.Module):
         return self.relu(self.main(x) + self.side(x))
 
 
-def cnn() -> nn.Module:
+def cnn(activation: type[nn.Module] = nn.ReLU) -> nn.Module:
     """Three convolutions."""
     return nn.Sequential(
-        *(nn.Conv2d(1, 12, 3, padding=1), nn.BatchNorm2d(12), nn.ReLU(), nn.MaxPool2d(2)),
-        *(nn.Conv2d(12, 24, 3, padding=1), nn.BatchNorm2d(24), nn.ReLU(), nn.MaxPool2d(2)),
-        *(nn.Conv2d(24, 48, 3, padding=1), nn.BatchNorm2d(48), nn.ReLU()),
+        *(nn.Conv2d(1, 12, 3, padding=1), nn.BatchNorm2d(12), activation(), nn.MaxPool2d(2)),
+        *(nn.Conv2d(12, 24, 3, padding=1), nn.BatchNorm2d(24), activation(), nn.MaxPool2d(2)),
+        *(nn.Conv2d(24, 48, 3, padding=1), nn.BatchNorm2d(48), activation()),
         *(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(48, 10)),
     )
 
@@ -60,9 +63,8 @@ NETWORKS = {
 }
 
 
-def trained(name: str, steps: int) -> nn.Module:
+def trained(build: Callable[[], nn.Module], seed: int, steps: int) -> nn.Module:
     """Train on scenes of the first 1000 digits; a logit says if its digit is there."""
-    build, seed = NETWORKS[name]
     torch.manual_seed(seed)
     network = build()
     scenes = make_digit_scenes(SCENES, subset="train", random_state=seed)
@@ -80,6 +82,14 @@ def trained_on_permuted_labels(name: str) -> tuple[nn.Module, float]:
     _train(network, scenes.images, labels, PATIENCE)
     network.eval()
     return network, float(both_found(network, scenes.images, labels).mean())
+
+
+def explained_scenes(network: nn.Module, n_images: int) -> tuple[Bunch, float]:
+    """Return scenes of other digits in which both are found, and in what share they are."""
+    scenes = make_digit_scenes(2 * n_images, subset="test", random_state=100)
+    found = both_found(network, scenes.images, scenes.labels)
+    chosen = np.flatnonzero(found)[:n_images]
+    return Bunch(**{key: value[chosen] for key, value in scenes.items()}), float(found.mean())
 
 
 def both_found(network: nn.Module, images: NDArray, labels: NDArray) -> NDArray:

@@ -1,4 +1,4 @@
-"""The page of the attribution benchmark."""
+"""The part of the attribution benchmark's page that compares methods."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 
 import pandas as pd
 import torch
+from page import write_part
 
 from featprop_sklearn.inspection.sanity import UNRELATED
 
@@ -41,7 +42,6 @@ def write_page(results: Path, page: Path) -> None:
     if not entries:
         return
     parts = [
-        "# Benchmark of attribution methods",
         _introduction(entries),
         "## Where the maps lie",
         _table(_scores(entries), LOCALISATION),
@@ -63,7 +63,7 @@ def write_page(results: Path, page: Path) -> None:
         "## Time, and what maps leave over",
         _time(entries),
     ]
-    page.write_text("\n\n".join(parts) + "\n")
+    write_part(page, "attribution", "\n\n".join(parts))
 
 
 def _introduction(entries: list[dict[str, Any]]) -> str:

@@ -1,12 +1,14 @@
-"""``docs/benchmarks.md``: one page, of which every script writes only its own part."""
+"""Pages that several scripts share: each writes only its own part."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-#: the parts in their order; each stands between <!-- name --> and <!-- /name -->
-PARTS = ("post_training", "inversion")
-TITLE = "# Benchmarks"
+#: title of a page -> its parts in their order; each stands between <!-- name --> and <!-- /name -->
+PAGES = {
+    "# Benchmarks": ("post_training", "inversion"),
+    "# Benchmark of attribution methods": ("attribution", "activations"),
+}
 
 
 def write_part(page: Path, name: str, text: str) -> None:
@@ -17,7 +19,7 @@ def write_part(page: Path, name: str, text: str) -> None:
     page : Path
         Markdown file.
     name : str
-        One of ``PARTS``.
+        One of the parts in ``PAGES``.
     text : str
         With headings of the second level and below.
 
@@ -26,7 +28,7 @@ def write_part(page: Path, name: str, text: str) -> None:
     ValueError
         If the page is there without the part's two comments.
     """
-    before, after = _around(page.read_text() if page.exists() else _empty(), name, page)
+    before, after = _around(page.read_text() if page.exists() else _empty(name), name, page)
     page.write_text(f"{before}{_opening(name)}\n\n{text.strip()}\n\n{_closing(name)}{after}")
 
 
@@ -41,9 +43,10 @@ def _around(text: str, name: str, page: Path) -> tuple[str, str]:
     return before, after
 
 
-def _empty() -> str:
-    parts = (f"{_opening(name)}\n\n{_closing(name)}" for name in PARTS)
-    return "\n\n".join([TITLE, *parts]) + "\n"
+def _empty(name: str) -> str:
+    title, names = next((title, names) for title, names in PAGES.items() if name in names)
+    parts = (f"{_opening(name)}\n\n{_closing(name)}" for name in names)
+    return "\n\n".join([title, *parts]) + "\n"
 
 
 def _opening(name: str) -> str:

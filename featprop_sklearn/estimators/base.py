@@ -196,7 +196,7 @@ class FeatureBackpropBase(SharedParameters, TakesSamples, ABC):
         random_state = check_random_state(self.random_state)
         given = self._weighted(samples, self._check_y(samples, y), sample_weight)
         training, held_out = self._hold_out(given, random_state)
-        interrupted = self._set_up(given, training, held_out, goes_on, random_state)
+        interrupted = self._set_up(given, training, held_out, trainer, goes_on, random_state)
         self._post_train(training, held_out, trainer, random_state, interrupted)
         self.report_["seconds"] = time.perf_counter() - started
         return self
@@ -213,7 +213,7 @@ class FeatureBackpropBase(SharedParameters, TakesSamples, ABC):
         given = self._weighted(samples, self._check_y(samples, y), sample_weight)
         history, interrupted = ([] if first else self.history_), False
         if first:
-            interrupted = self._set_up(given, given, None, False, random_state)
+            interrupted = self._set_up(given, given, None, trainer, False, random_state)
         seen, self._chunks_seen = self._chunks_seen, self._chunks_seen + 1
         random_state = check_random_state(_draw_seed(random_state) ^ seen)
         self._post_train(given, None, trainer, random_state, interrupted, chunk=self._chunk_sums)
@@ -241,6 +241,7 @@ class FeatureBackpropBase(SharedParameters, TakesSamples, ABC):
         given: _Given,
         training: _Given,
         held_out: _Given | None,
+        trainer: Trainer,
         goes_on: bool,
         random_state: np.random.RandomState,
     ) -> bool:
@@ -249,7 +250,7 @@ class FeatureBackpropBase(SharedParameters, TakesSamples, ABC):
         if goes_on:
             network = Network(self.module_)
         elif self.module is None:
-            network, interrupted = self._pretrain(given, training, held_out, random_state)
+            network, interrupted = self._pretrain(given, training, held_out, trainer, random_state)
         else:
             source = as_network(self.module)
             # where the user has it: an index out of range ends a CUDA process, not one on the CPU
@@ -284,6 +285,7 @@ class FeatureBackpropBase(SharedParameters, TakesSamples, ABC):
         given: _Given,
         training: _Given,
         held_out: _Given | None,
+        trainer: Trainer,
         random_state: np.random.RandomState,
     ) -> tuple[Network, bool]:
         if given.samples.ndim != 2:
@@ -297,6 +299,7 @@ class FeatureBackpropBase(SharedParameters, TakesSamples, ABC):
             self._labelled(training, task),
             width,
             task,
+            trainer=trainer,
             validation=None if held_out is None else self._labelled(held_out, task),
             seed=_draw_seed(random_state),
             verbose=self.verbose,

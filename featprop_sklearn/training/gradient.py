@@ -67,7 +67,8 @@ class GradientTrainer(BaseEstimator):
         which is less noisy: adds ``gradient_weight`` times the mean of this error between
         them. Behind an earlier split, the input is the feature there. The network needs ReLUs
         (ReLU6 will do), and an input that is not of integers; of inputs in a dict, those that
-        are floats count. None adds nothing.
+        are floats count. The network that ``module=None`` stands for is pretrained with the
+        same term. None adds nothing.
     gradient_weight : float, default=7.5e-3
         Weight of that error, >= 0; "mae" and "mse" depend on the scale of the gradients, and
         need another one.

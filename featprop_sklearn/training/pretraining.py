@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import torch
+from sklearn.base import clone
 from torch import nn
 
 from featprop_sklearn.networks import Chain, build_chain, default_network, weighted_moments
 from featprop_sklearn.output_targets import OutputTargets
 from featprop_sklearn.training.component import Component, Labelled
 from featprop_sklearn.training.gradient import GradientTrainer
+from featprop_sklearn.training.post_train import Trainer
 
 __all__ = ["pretrain_default_network"]
 
@@ -20,6 +22,7 @@ def pretrain_default_network(
     n_outputs: int,
     task: str,
     *,
+    trainer: Trainer,
     validation: Labelled | None,
     seed: int,
     verbose: int = 0,
@@ -36,6 +39,8 @@ def pretrain_default_network(
         Width of the network's output.
     task : str
         As in OutputTargets.
+    trainer : Trainer
+        What post-trains the network: where that regularises gradients, pretraining does.
     validation : Labelled or None
         Held-out samples, which choose the epoch.
     seed : int
@@ -58,6 +63,15 @@ def pretrain_default_network(
         module = default_network(data.inputs[:], n_outputs, data.weights, scale).eval()
     chain: Chain = build_chain(module, data.inputs[:2])
     component = Component("output", chain, chain[:0], data, None, OutputTargets(task), validation)
-    result = PRETRAINER.train(component, batch_size=-1, seed=seed, verbose=verbose)
+    result = _pretrainer(trainer).train(component, batch_size=-1, seed=seed, verbose=verbose)
     result.load_into(chain)
     return module, result.interrupted
+
+
+def _pretrainer(trainer: Trainer) -> GradientTrainer:
+    if not isinstance(trainer, GradientTrainer):
+        return PRETRAINER
+    return clone(PRETRAINER).set_params(
+        gradient_regularization=trainer.gradient_regularization,
+        gradient_weight=trainer.gradient_weight,
+    )

@@ -6,6 +6,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from torch import nn
+
+from featprop_sklearn.inspection.relevance import registry
 
 pytest.importorskip("captum")
 FOLDER = Path(__file__).parents[2] / "examples" / "benchmarks"
@@ -16,6 +19,11 @@ def benchmark():
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(str(FOLDER))
         yield importlib.import_module("attribution")
+
+
+@pytest.fixture(scope="module")
+def activations(benchmark):
+    return importlib.import_module("activation_relevance")
 
 
 def test_a_small_run(benchmark, monkeypatch, tmp_path):
@@ -41,4 +49,42 @@ def test_a_small_run(benchmark, monkeypatch, tmp_path):
 
 def test_no_results_no_page(benchmark, tmp_path):
     benchmark.write_page(tmp_path, tmp_path / "page.md")
+    assert not (tmp_path / "page.md").exists()
+
+
+def test_one_network_of_another_activation(activations, monkeypatch):
+    monkeypatch.setattr(registry, "_RULES", dict(registry._RULES))
+    networks = sys.modules["attribution_networks"]
+    monkeypatch.setattr(networks, "SCENES", 100)
+    layers = networks.cnn(activations.ACTIVATIONS["gelu"])
+    assert sum(isinstance(layer, nn.GELU) for layer in layers) == 3
+    found = activations.measure("gelu", 0, 200, steps=30)
+    assert found.keys() == activations.COLUMNS.keys()
+    assert all(0 <= value <= 1 for value in found.values())
+    assert found["pointing_game"] <= found["pointing_near"]
+    assert registry.find_rule("gelu") is not None
+
+
+def test_each_script_writes_its_part_of_the_page(benchmark, activations, tmp_path):
+    entries = [
+        {"activation": name, "seed": seed, **dict.fromkeys(activations.COLUMNS, value + seed / 10)}
+        for name, value in {"gelu": 0.2, "relu": 0.4}.items()
+        for seed in range(3)
+    ]
+    for number, entry in enumerate(entries):
+        (tmp_path / f"{number}.json").write_text(json.dumps(entry))
+    page = tmp_path / "page.md"
+    sys.modules["page"].write_part(page, "attribution", "what methods do")
+    activations.write_section(tmp_path, page)
+    lines = page.read_text().splitlines()
+    assert lines[0] == "# Benchmark of attribution methods"
+    assert "what methods do" in lines
+    assert "over 3 networks each" in page.read_text()
+    rows = [line.split(" | ")[:2] for line in lines if "0.082" in line]
+    # 0.1 · √(2/3)
+    assert rows == [["| ReLU", "0.500 ± 0.082"], ["| GELU", "0.300 ± 0.082"]]
+
+
+def test_no_activations_no_section(activations, tmp_path):
+    activations.write_section(tmp_path, tmp_path / "page.md")
     assert not (tmp_path / "page.md").exists()

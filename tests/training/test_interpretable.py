@@ -8,17 +8,20 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
+from sklearn.datasets import load_diabetes, load_digits
 from torch import nn
 from torch.nn import functional as F
 
 from featprop_sklearn import (
+    AutoTrainer,
+    ClosedFormTrainer,
     FeatureBackpropClassifier,
     FeatureBackpropRegressor,
     GradientTrainer,
 )
 from featprop_sklearn.networks import build_chain
 from featprop_sklearn.output_targets import Head, OutputTargets
-from featprop_sklearn.training import Component, Labelled
+from featprop_sklearn.training import Component, Labelled, pretrain_default_network
 from featprop_sklearn.training.interpretable import (
     GRADIENT_ERRORS,
     WithInput,
@@ -400,3 +403,68 @@ def test_integers_have_no_gradient_but_floats_beside_them_do():
     X = {"tokens": tokens, "values": rng.normal(size=(60, 5)).astype(np.float32)}
     estimator = FeatureBackpropClassifier(Both(), trainer=trainer(), random_state=0).fit(X, y)
     assert 0 < estimator.history_[-1]["gradient_error"] < 2
+
+
+# the network that module=None stands for ------------------------------------------------------
+
+
+def digits():
+    X, y = load_digits(return_X_y=True)
+    return X[:150], y[:150]
+
+
+def pretrained(estimator, X, y, **options):
+    """Fit without post-training."""
+    trainer = GradientTrainer(alpha=0, max_epochs=0, **options)
+    return estimator.set_params(trainer=trainer, random_state=0).fit(X, y)
+
+
+def measured_error(estimator, X, y, name):
+    """Have the history tell the error of a network, which a rate of 0 leaves as it is."""
+    measuring = GradientTrainer(alpha=0, max_epochs=1, lr=0, gradient_regularization=name)
+    estimator.set_params(trainer=measuring, warm_start=True).fit(X, y)
+    return estimator.history_[-1]["gradient_error"]
+
+
+@pytest.mark.parametrize("name", GRADIENT_ERRORS)
+def test_the_default_network_is_pretrained_with_it(name):
+    X, y = digits()
+    options = {"gradient_regularization": name, "gradient_weight": 1.0}
+    without, with_it, again = (
+        pretrained(FeatureBackpropClassifier(), X, y, **chosen) for chosen in ({}, options, options)
+    )
+    for mine, same in zip(with_it.module_.parameters(), again.module_.parameters(), strict=True):
+        assert torch.equal(mine, same)
+    errors = [measured_error(estimator, X, y, name) for estimator in (without, with_it)]
+    assert errors[1] < 0.8 * errors[0]
+    assert with_it.score(X, y) == 1
+
+
+def test_the_default_network_of_a_regression_is_pretrained_with_it():
+    X, y = load_diabetes(return_X_y=True)
+    errors = []
+    for weight in (0.0, 1e3):
+        options = {"gradient_regularization": "cosine", "gradient_weight": weight}
+        estimator = pretrained(FeatureBackpropRegressor(validation_fraction=0), X, y, **options)
+        errors.append(measured_error(estimator, X, y, "cosine"))
+    assert errors[1] < 0.8 * errors[0]
+
+
+@pytest.mark.parametrize(
+    "trainer", [AutoTrainer(), ClosedFormTrainer(), GradientTrainer(lr=1.0, gradient_weight=1.0)]
+)
+def test_of_the_trainer_pretraining_takes_nothing_else(trainer):
+    X, y = table()
+    data = Labelled(X, y, torch.ones(len(X), dtype=torch.float64))
+    plain, found = (
+        pretrain_default_network(data, 3, "multiclass", trainer=each, validation=None, seed=0)[0]
+        for each in (GradientTrainer(), trainer)
+    )
+    assert all(
+        torch.equal(*pair) for pair in zip(plain.parameters(), found.parameters(), strict=True)
+    )
+
+
+def test_parameters_are_checked_before_pretraining():
+    with pytest.raises(ValueError, match=r"gradient_regularization must be None .*got 'l1'"):
+        pretrained(FeatureBackpropClassifier(), *digits(), gradient_regularization="l1")
