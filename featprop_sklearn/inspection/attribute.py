@@ -14,6 +14,7 @@ from torch import Tensor
 
 from featprop_sklearn.data import batches, plain_torch
 from featprop_sklearn.inspection import captum_methods
+from featprop_sklearn.inspection.arguments import check_integer
 from featprop_sklearn.inspection.attribution_result import AttributionResult, column_names
 from featprop_sklearn.inspection.displacement import attribute_displacement
 from featprop_sklearn.inspection.explained import Explained, Question, ask, source_network
@@ -40,8 +41,9 @@ def attribute(
     Parameters
     ----------
     estimator : FeatureBackpropClassifier or -Regressor, nn.Module, or skorch net; fitted
-        Whose network is explained: a copy of it, in eval mode. What comes before a softmax or
-        sigmoid at its end is what counts.
+        Whose network is explained: a copy of it, in eval mode. What went into a softmax or
+        sigmoid that it ends in is what counts, also where reshapes, clamp or log follow; any
+        other output counts as it is.
     X : array-like of shape (n_samples, ...)
         Samples, as the estimator or the network takes them.
     method : str or callable
@@ -54,16 +56,16 @@ def attribute(
         target's logit; it returns a map a sample, of the shape of the inputs or without their
         channels.
     target : None, label, or one label a sample
-        The class to explain: one of the ``classes_`` of an estimator with one logit a class,
-        otherwise the index of an output. None is the greatest output. Of displacement: what y
-        is in ``fit``.
+        The class to explain: one of the ``classes_`` of a classifier of one label a sample (one
+        logit has two sides), otherwise the index of an output. None is the greatest logit, or
+        the side that is answered. Of displacement: what y is in ``fit``.
     batch_size : int
         Samples in one run of the network; displacement runs one at a time.
     **options : dict
         Of the method. rsp: ``hostile`` (classes, as ``target``, or "runner_up", "present",
         None), ``layer``, ``purge``, ``bounds``. grad_cam and guided_grad_cam: ``layer``,
         a module or its path (the last activation of more than one position a channel).
-        integrated_gradients: ``baseline`` (0), ``n_steps`` (50). occlusion: ``window``
+        integrated_gradients: ``baseline`` (a number, 0), ``n_steps`` (50). occlusion: ``window``
         (a quarter of each side), ``stride`` (half a window), ``baseline`` (0, the value that
         is put in; windows are cut off at the border). displacement: ``split``, ``damping``,
         ``bounds``, ``unit``, ``n_steps``. A callable: what else it takes; ``hostile`` reaches it
@@ -99,7 +101,7 @@ def attribute(
     True
     """
     function = _find(method)
-    _check_batch_size(batch_size)
+    check_integer("batch_size", batch_size)
     _check_options(method, function, options)
     with plain_torch(), torch.enable_grad():
         if function is attribute_displacement:
@@ -202,11 +204,6 @@ def _find(method: str | Method) -> Method:
             f"{hint}"
         )
     return METHODS[method]
-
-
-def _check_batch_size(batch_size: object) -> None:
-    if not isinstance(batch_size, int | np.integer) or batch_size < 1:
-        raise ValueError(f"batch_size must be an integer of at least 1; got {batch_size!r}.")
 
 
 def _check_options(method: str | Method, function: Method, options: dict[str, Any]) -> None:

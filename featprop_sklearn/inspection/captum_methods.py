@@ -7,15 +7,17 @@ inputs, with what its completeness axiom leaves over where it has one.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from featprop_sklearn.inspection.arguments import check_integer, check_number, is_integer
 from featprop_sklearn.inspection.explained import ROWS, Explained
 from featprop_sklearn.inspection.outside_layers import calls_outside_layers
 from featprop_sklearn.inspection.relevance.seed_point import SeedPoint, find_seed_point
+from featprop_sklearn.least_squares.rows import per_row
 
 __all__ = [
     "grad_cam",
@@ -81,6 +83,8 @@ def integrated_gradients(
     model: Explained, x: Tensor, target: Tensor, *, baseline: float = 0.0, n_steps: int = 50
 ) -> tuple[Tensor, Tensor]:
     """Integrated gradients from an input of ``baseline``; the residual is Σ − (y(x) − y(base))."""
+    check_integer("n_steps", n_steps)
+    check_number("baseline", baseline)
     return (
         _captum()
         .IntegratedGradients(model)
@@ -109,6 +113,7 @@ def occlusion(
     Windows have a quarter of each side, and move by half of that, unless given; the last ones
     are cut off at the border.
     """
+    check_number("baseline", baseline)
     axes = x.shape[2:] or x.shape[1:]
     sides = _sizes("window", window, [max(1, n // 4) for n in axes], axes)
     steps = _sizes("stride", stride, [max(1, n // 2) for n in sides], sides)
@@ -121,7 +126,7 @@ def occlusion(
                 x,
                 sliding_window_shapes=(*channels, *sides),
                 strides=(*(1 for _ in channels), *steps),
-                baselines=baseline,
+                baselines=float(baseline),
                 target=target,
             )
         )
@@ -131,6 +136,10 @@ def occlusion(
 def lrp(model: Explained, x: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
     """Layer-wise relevance propagation by the epsilon rule; the residual is y − Σ."""
     captum = _captum()
+    if model.two_sided:  # captum would lose the sign of −z, which no layer computes
+        found, residual = lrp(model.positive(x), x, torch.zeros_like(target))
+        side = 2 * target - 1
+        return per_row(side, found) * found, side * residual
     _check_lrp_layers(model, x)
     return captum.LRP(model).attribute(_leaf(x), target, return_convergence_delta=True)
 
@@ -167,7 +176,7 @@ def _captum() -> Any:
 
 
 def _leaf(x: Tensor) -> Tensor:
-    return x.detach().clone().requires_grad_()
+    return x.detach().requires_grad_()
 
 
 def _quiet() -> warnings.catch_warnings:
@@ -180,13 +189,15 @@ def _sizes(
 ) -> tuple[int, ...]:
     if given is None:
         return tuple(default)
-    sizes = (given,) * len(most) if isinstance(given, int) else tuple(given)
-    if len(sizes) != len(most) or not all(1 <= n <= m for n, m in zip(sizes, most, strict=True)):
+    sizes = tuple(given) if isinstance(given, Iterable) else (given,) * len(most)
+    if len(sizes) != len(most) or not all(
+        is_integer(n) and 1 <= n <= m for n, m in zip(sizes, most, strict=True)
+    ):
         raise ValueError(
             f"{name} must be an integer, or one for each axis, between 1 and {tuple(most)}; "
             f"got {given!r}."
         )
-    return sizes
+    return tuple(int(n) for n in sizes)
 
 
 def _check_relus(model: Explained, x: Tensor) -> None:

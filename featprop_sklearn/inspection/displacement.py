@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from featprop_sklearn.data import batches, plain_torch, to_array
 from featprop_sklearn.estimators.samples import with_labels
+from featprop_sklearn.inspection.arguments import check_integer
 from featprop_sklearn.inspection.attribution_result import AttributionResult, column_names
 from featprop_sklearn.inspection.explained import check_takes_one_tensor
 from featprop_sklearn.inspection.feature_gap import refuse_others
@@ -237,5 +238,4 @@ def _like(x: Tensor, values: Any) -> Tensor:
 def _check_options(damping: Any, n_steps: Any) -> None:
     if not isinstance(damping, int | float | np.number) or not 0 <= damping < inf:
         raise ValueError(f"damping must be a number of at least 0; got {damping!r}.")
-    if isinstance(n_steps, bool) or not isinstance(n_steps, int | np.integer) or n_steps < 1:
-        raise ValueError(f"n_steps must be an integer of at least 1; got {n_steps!r}.")
+    check_integer("n_steps", n_steps)

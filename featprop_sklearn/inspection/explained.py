@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -11,12 +12,16 @@ import torch
 from numpy.typing import NDArray
 from sklearn.utils.validation import check_is_fitted
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 
 from featprop_sklearn.data import batches, module_device, module_dtype, to_tensor
 from featprop_sklearn.estimators import FeatureBackpropClassifier, FeatureBackpropRegressor
-from featprop_sklearn.inspection.relevance.classes import RIVALS, hostile_classes, target_classes
-from featprop_sklearn.inspection.relevance.ruled_run import HEADS
+from featprop_sklearn.inspection.relevance.classes import (
+    RIVALS,
+    hostile_classes,
+    one_each,
+    target_classes,
+)
+from featprop_sklearn.inspection.relevance.heads import Heads
 from featprop_sklearn.networks import (
     as_network,
     private_copy,
@@ -24,8 +29,16 @@ from featprop_sklearn.networks import (
     reads_integers,
     unwrap,
 )
+from featprop_sklearn.networks.stand_in import StandIn
 
-__all__ = ["Explained", "Question", "ask", "check_takes_one_tensor", "source_network"]
+__all__ = [
+    "Explained",
+    "Question",
+    "ask",
+    "check_takes_one_tensor",
+    "on_a_copy",
+    "source_network",
+]
 
 #: rows of the runs that look at a network
 ROWS = 2
@@ -40,6 +53,8 @@ class Explained(nn.Module):
         Private, in eval mode. ReLUs in it stop working in place, which hooks cannot follow.
     x : Tensor of shape (n_samples, ...)
         A few inputs.
+    two_sided : bool
+        Whether its one logit decides between two classes, each of which then has one.
 
     Raises
     ------
@@ -47,25 +62,42 @@ class Explained(nn.Module):
         If the network refuses the inputs, or mixes samples.
     """
 
-    def __init__(self, network: nn.Module, x: Tensor) -> None:
+    def __init__(self, network: nn.Module, x: Tensor, *, two_sided: bool = False) -> None:
         super().__init__()
         network.requires_grad_(False)
         for part in network.modules():
             if isinstance(getattr(part, "inplace", None), bool):
                 part.inplace = False  # type: ignore[assignment]
-        self.network = probe_network(network, x[:ROWS])
+        probed = probe_network(network, x[:ROWS])
+        self.network = _TwoSides(probed) if two_sided else probed
         self.eval()
 
     @property
     def original(self) -> nn.Module:
-        """The copy of the user's own network, whose module paths are the user's."""
-        return unwrap(self.network)
+        """The copy of the user's own network, whose module paths are the user's.
+
+        Of a network whose one logit has two sides it is what returns both, under these paths.
+        """
+        return self.network if self.two_sided else unwrap(self.network)
+
+    @property
+    def two_sided(self) -> bool:
+        """Whether the logits are those of the two sides of one."""
+        return isinstance(self.network, _TwoSides)
+
+    def positive(self, x: Tensor) -> Explained:
+        """Return the network with the one logit that it has, given a few inputs."""
+        return Explained(unwrap(self.network), x)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return logits of shape (n_samples, n_outputs), of softmax and sigmoid what went in."""
-        with _Heads() as heads:
-            outputs = self.network(x)
-        return heads.logits(outputs).reshape(len(x), -1)
+        """Return logits of shape (n_samples, n_outputs): what went into a last head, see Heads."""
+        return _logits(self.network, x)
+
+    @torch.no_grad()
+    def ends_in_sigmoid(self, x: Tensor) -> bool:
+        """Return whether a sigmoid makes the outputs, so that each is a decision of its own."""
+        with Heads() as heads:
+            return heads.per_logit(self.network(x))
 
     @torch.no_grad()
     def all_logits(self, x: Tensor, batch_size: int) -> Tensor:
@@ -73,21 +105,19 @@ class Explained(nn.Module):
         return torch.cat([self(x[rows]) for rows in batches(len(x), batch_size)])
 
 
-class _Heads(TorchFunctionMode):
-    """Remember what the latest softmax or sigmoid was made of."""
+class _TwoSides(StandIn):
+    """A network of one logit z as one of two classes, whose logits are −z and z."""
 
-    latest: tuple[object, Tensor] | None = None
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the logits of both."""
+        positive = _logits(self.running(x), x)
+        return torch.cat([-positive, positive], dim=1)
 
-    def logits(self, outputs: Tensor) -> Tensor:
-        """Return the outputs, or what the softmax or sigmoid that made them was given."""
-        return self.latest[1] if self.latest and self.latest[0] is outputs else outputs
 
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Run a function of torch."""
-        result = func(*args, **(kwargs or {}))
-        if getattr(func, "__name__", "").removesuffix("_") in HEADS:
-            self.latest = result, (*args, *(kwargs or {}).values())[0]
-        return result
+def _logits(run: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    with Heads() as heads:
+        outputs = run(x)
+    return heads.logits(outputs).reshape(len(x), -1)
 
 
 @dataclass(frozen=True)
@@ -108,6 +138,8 @@ class Question:
         Labels of classes, in any nesting -> indices of logits.
     labels : ndarray of shape (n_outputs,)
         What each logit is called.
+    each : bool
+        Whether the targets were given one a sample.
     """
 
     model: Explained
@@ -116,10 +148,12 @@ class Question:
     target: Tensor
     encode: Callable[[Any], Any]
     labels: NDArray
+    each: bool = False
 
     def hostile(self, classes: Any) -> Tensor:
         """Return the hostile classes of each sample as a mask of shape (n_samples, n_outputs)."""
-        return hostile_classes(self.encode(classes), self.target, self.logits)
+        encoded = self.encode(classes)
+        return hostile_classes(encoded, self.target, self.logits, each=self.each)
 
 
 def ask(estimator: Any, X: Any, target: Any, batch_size: int) -> Question:
@@ -132,7 +166,8 @@ def ask(estimator: Any, X: Any, target: Any, batch_size: int) -> Question:
     X : array-like of shape (n_samples, ...)
         Samples.
     target : None, label or sequence of labels
-        What to explain; None is the greatest logit.
+        What to explain: a class of a classifier, otherwise the index of an output; None is the
+        greatest logit.
     batch_size : int
         Samples in one run.
 
@@ -147,13 +182,14 @@ def ask(estimator: Any, X: Any, target: Any, batch_size: int) -> Question:
         If the network has several inputs, or reads integers; if X or the target do not fit.
     """
     network, x = source_network(estimator), _inputs(estimator, X)
-    model = Explained(private_copy(network), x)
+    labels = _labels(estimator)
+    two_sided = labels is not None and estimator._class_map.task == "binary"
+    model = Explained(private_copy(network), x, two_sided=two_sided)
     logits = model.all_logits(x, batch_size)
-    labels = _labels(estimator, logits.shape[1])
     encode = _encoder(estimator) if labels is not None else _as_given
     found = target_classes(encode(target), logits)
     names = np.arange(logits.shape[1]) if labels is None else labels
-    return Question(model, x, logits, found, encode, names)
+    return Question(model, x, logits, found, encode, names, one_each(target))
 
 
 def source_network(estimator: Any) -> nn.Module:
@@ -162,6 +198,16 @@ def source_network(estimator: Any) -> nn.Module:
         return as_network(estimator).module
     check_takes_one_tensor(estimator)
     return estimator.network_
+
+
+def on_a_copy(estimator: Any) -> tuple[Any, nn.Module]:
+    """Return what is explained, but with a copy of its network; and the copy, to be changed."""
+    if isinstance(estimator, FeatureBackpropClassifier | FeatureBackpropRegressor):
+        twin = copy.copy(estimator)
+        twin.module_ = private_copy(estimator.module_)
+        return twin, twin.network_
+    network = private_copy(source_network(estimator))
+    return network, network
 
 
 def _inputs(estimator: Any, X: Any) -> Tensor:
@@ -190,11 +236,11 @@ def check_takes_one_tensor(estimator: Any) -> None:
         )
 
 
-def _labels(estimator: Any, n_outputs: int) -> NDArray | None:
-    """Return the labels of a classifier with one logit a class; None means indices of logits."""
+def _labels(estimator: Any) -> NDArray | None:
+    """Return the labels of a classifier of one label a sample; None means indices of logits."""
     if not isinstance(estimator, FeatureBackpropClassifier):
         return None
-    return estimator.classes_ if estimator._class_map.task == "multiclass" else None
+    return None if estimator._class_map.task == "multilabel" else estimator.classes_
 
 
 def _encoder(estimator: FeatureBackpropClassifier) -> Callable[[Any], Any]:

@@ -10,14 +10,13 @@ import pandas as pd
 import torch
 from numpy.typing import NDArray
 from sklearn.utils import check_random_state
-from torch import Tensor, nn
+from torch import nn
 
 from featprop_sklearn.data import module_device, to_array
 from featprop_sklearn.inspection.attribute import attribute, takes_hostile
-from featprop_sklearn.inspection.explained import ROWS, Question, ask, source_network
+from featprop_sklearn.inspection.explained import ROWS, ask, on_a_copy, source_network
 from featprop_sklearn.inspection.metrics.similarity import map_similarity
 from featprop_sklearn.inspection.relevance.seed_point import layer_path
-from featprop_sklearn.networks import private_copy
 from featprop_sklearn.networks.probe import random_state_kept
 
 __all__ = ["cascading_randomisation", "data_randomisation", "independent_randomisation"]
@@ -50,7 +49,8 @@ def cascading_randomisation(
     method : str or callable
         As in :func:`attribute`.
     target : None, label, or one label a sample
-        The class to explain, the same throughout; None is what the trained network predicts.
+        The class to explain, the same throughout; None is what the trained network predicts. Of
+        method "displacement" what y is in ``fit``.
     random_state : int, RandomState or None
         For layers that can be repeated; take several.
     batch_size : int
@@ -108,7 +108,8 @@ def independent_randomisation(
     method : str or callable
         As in :func:`attribute`.
     target : None, label, or one label a sample
-        The class to explain, the same throughout; None is what the trained network predicts.
+        The class to explain, the same throughout; None is what the trained network predicts. Of
+        method "displacement" what y is in ``fit``.
     random_state : int, RandomState or None
         For layers that can be repeated; take several.
     batch_size : int
@@ -156,7 +157,7 @@ def data_randomisation(
     batch_size : int
         Samples in one run of the network.
     **options : dict
-        Of the method.
+        Of the method, the same for both; ``"runner_up"`` is that of the first network.
 
     Returns
     -------
@@ -169,40 +170,35 @@ def data_randomisation(
     Adebayo et al., "Sanity Checks for Saliency Maps", NeurIPS 2018, arXiv:1810.03292.
     """
     check = _Check(estimator, X, method, target, batch_size, options)
-    found = attribute(permuted, X, method, target=check.labels, batch_size=batch_size, **options)
-    return check.compared({"permuted labels": found.maps})
+    return check.compared({"permuted labels": check.maps_of(permuted)})
 
 
 class _Check:
-    """Maps of the network as it is, and of what becomes of it."""
+    """Maps of the network as it is, and of what becomes of it, in answer to one question."""
 
     def __init__(
         self, estimator: Any, X: Any, method: Any, target: Any, batch_size: int, options: dict
     ) -> None:
+        self.estimator, self.X, self.method = estimator, X, method
+        asked = dict(options)
         if "layer" in options:  # a module of the network is none of its copies
-            options = {**options, "layer": layer_path(source_network(estimator), options["layer"])}
-        self.question: Question = ask(estimator, X, target, batch_size)
-        self.labels = self.question.labels[to_array(self.question.target)]
-        self.method, self.batch_size, self.options = method, batch_size, options
-        self.maps = attribute(
-            estimator, X, method, target=self.labels, batch_size=batch_size, **options
-        ).maps
+            asked["layer"] = layer_path(source_network(estimator), options["layer"])
         # classes that depend on the logits stay those of the trained network
         if takes_hostile(method):
-            rivals = self.question.hostile(options.get("hostile", "runner_up"))
-            self.options = {**options, "hostile": to_array(rivals)}
+            question = ask(estimator, X, target, batch_size)
+            rivals = question.hostile(options.get("hostile", "runner_up"))
+            asked["hostile"] = to_array(rivals)
+        self.asked = {"target": target, "batch_size": batch_size, **asked}
+        found = attribute(estimator, X, method, **self.asked)
+        self.asked["target"] = found.target
+        self.inputs, self.maps = found.inputs, found.maps
 
     def table(self, random_state: Any, *, cumulative: bool) -> pd.DataFrame:
         """Compare the maps of each randomised network with the trained one's."""
         seed = int(check_random_state(random_state).randint(np.iinfo(np.int32).max))
-        network = self.question.model.original
-        paths = _layers(self.question.model, network, self.question.x[:ROWS])
-        return self.compared(
-            {
-                path: self._maps_of(randomised)
-                for path, randomised in _randomised(network, paths, seed, cumulative)
-            }
-        )
+        paths = _layers(self.estimator, self.inputs)
+        randomised = _randomised(self.estimator, paths, seed, cumulative)
+        return self.compared({path: self.maps_of(changed) for path, changed in randomised})
 
     def compared(self, found: dict[str, NDArray]) -> pd.DataFrame:
         """Average the similarities; add what unrelated maps have in common."""
@@ -210,43 +206,38 @@ class _Check:
         rows = {name: map_similarity(self.maps, maps).mean() for name, maps in found.items()}
         return pd.DataFrame(rows).T
 
-    def _maps_of(self, network: nn.Module) -> NDArray:
-        target = to_array(self.question.target)
-        x = self.question.x
-        return attribute(
-            network, x, self.method, target=target, batch_size=self.batch_size, **self.options
-        ).maps
+    def maps_of(self, estimator: Any) -> NDArray:
+        """Return another network's maps."""
+        return attribute(estimator, self.X, self.method, **self.asked).maps
 
 
-def _layers(model: nn.Module, network: nn.Module, x: Tensor) -> list[str]:
+def _layers(estimator: Any, inputs: NDArray) -> list[str]:
     """Return the paths of modules with parameters or statistics of their own, the last first."""
     order: list[str] = []
+    runs, network = on_a_copy(estimator)
     paths = {
         path: part
         for path, part in network.named_modules()
         if list(part.parameters(recurse=False)) or list(part.buffers(recurse=False))
     }
-    handles = [
+    for path, part in paths.items():
         part.register_forward_hook(lambda *_, path=path: order.append(path))
-        for path, part in paths.items()
-    ]
-    with torch.no_grad():
-        model(x)
-    for handle in handles:
-        handle.remove()
+    rows = np.resize(inputs, (ROWS, *inputs.shape[1:]))
+    with torch.no_grad(), random_state_kept(module_device(network)):
+        getattr(runs, "module_", runs)(torch.as_tensor(rows, device=module_device(network)))
     return list(dict.fromkeys(reversed(order)))
 
 
 def _randomised(
-    network: nn.Module, paths: list[str], seed: int, cumulative: bool
-) -> Iterator[tuple[str, nn.Module]]:
-    changed = private_copy(network)
+    estimator: Any, paths: list[str], seed: int, cumulative: bool
+) -> Iterator[tuple[str, Any]]:
+    changed, network = on_a_copy(estimator)
     for number, path in enumerate(paths):
         if not cumulative:
-            changed = private_copy(network)
-        with random_state_kept(module_device(changed)):
+            changed, network = on_a_copy(estimator)
+        with random_state_kept(module_device(network)):
             torch.manual_seed(seed + number)
-            _initialise(changed.get_submodule(path))
+            _initialise(network.get_submodule(path))
         yield path, changed
 
 

@@ -11,6 +11,8 @@ from sklearn.datasets import load_digits
 from sklearn.utils import Bunch, check_random_state
 from torch.nn import functional as F
 
+from featprop_sklearn.inspection.arguments import check_integer
+
 __all__ = ["box_masks", "make_digit_scenes"]
 
 #: digits of the subset "train"
@@ -102,8 +104,7 @@ def box_masks(boxes: NDArray, shape: tuple[int, int]) -> NDArray:
 
 
 def _check(n_samples: Any, subset: str, size: int, digit_size: int) -> None:
-    if not isinstance(n_samples, int | np.integer) or n_samples < 1:
-        raise ValueError(f"n_samples must be an integer of at least 1; got {n_samples!r}.")
+    check_integer("n_samples", n_samples)
     if subset not in SUBSETS:
         raise ValueError(f"subset must be one of {', '.join(map(repr, SUBSETS))}; got {subset!r}.")
     if digit_size < 1 or size < 2 * digit_size:

@@ -1,4 +1,4 @@
-"""One door for attribution methods: worked examples, captum's conditions, results and pictures."""
+"""One door for attribution methods: promises that all keep, estimators, results, pictures."""
 
 import sys
 from contextlib import nullcontext
@@ -8,7 +8,6 @@ import pytest
 import torch
 from skorch import NeuralNetClassifier
 from torch import nn
-from torch.nn import functional as F
 
 from featprop_sklearn import FeatureBackpropClassifier, FeatureBackpropRegressor
 from featprop_sklearn.inspection import (
@@ -17,23 +16,12 @@ from featprop_sklearn.inspection import (
     attribute,
 )
 from featprop_sklearn.inspection.attribute import METHODS
-from tests.inspection.relevance_networks import IMAGE, Dense, settled, state, vgg
-from tests.networks.zoo import ResNet
+from tests.inspection.relevance_networks import IMAGE, settled, state, vgg
 
 #: those that explain a logit of any network; displacements have tests of their own
 OF_LOGITS = [name for name in METHODS if name != "displacement"]
 CAPTUM = [name for name in OF_LOGITS if name != "rsp"]
 pytest.importorskip("captum")
-
-
-def tensor(values):
-    return torch.tensor(values, dtype=torch.float64)
-
-
-def linear(weight):
-    layer = nn.Linear(len(weight[0]), len(weight), bias=False).double()
-    layer.weight.data = tensor(weight)
-    return layer
 
 
 @pytest.fixture
@@ -44,51 +32,6 @@ def network():
 @pytest.fixture
 def images():
     return torch.randn(5, *IMAGE)
-
-
-# worked examples ----------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("method", "expected"), [("gradient", [1, 1.75]), ("guided_backprop", [2, 2])]
-)
-def test_backpropagation_of_the_specification(method, expected):
-    network = nn.Sequential(
-        *(linear([[1, -1], [1, 1], [2, 0.5]]), nn.ReLU()),
-        *(linear([[1, -1, 0.5], [-1, 2, -0.5]]), nn.ReLU(inplace=True), linear([[1, 1]])),
-    )
-    found = attribute(network, [[1, 2]], method)
-    np.testing.assert_allclose(found.maps, [expected], atol=1e-6)
-
-
-class TwoMaps(nn.Module):
-    """The features of the worked example, whatever the input."""
-
-    def __init__(self):
-        super().__init__()
-        self.features = nn.Identity()
-        self.scale = nn.Parameter(tensor(1.0))
-
-    def forward(self, x):
-        maps = tensor([[[[1, 0], [2, 1]], [[0, 3], [1, 0]]]])
-        features = self.features(maps * self.scale + 0 * x.sum((1, 2, 3))[:, None, None, None])
-        return (features.mean((2, 3)) @ tensor([[4.0, 0], [-2, 0]])) * 1.0
-
-
-def test_grad_cam_of_the_specification():
-    """α = (1, −.5): pooled over four positions, the weights are four times as large."""
-    x = torch.ones(1, 1, 2, 2, dtype=torch.float64)
-    found = attribute(TwoMaps(), x, "grad_cam", target=0, layer="features")
-    np.testing.assert_allclose(found.maps, [[[1, 0], [1.5, 1]]], atol=1e-6)
-
-
-def test_occlusion_of_the_specification():
-    weight = [[1, 0, -1, 0, 2, 0, 1, 0, 1]]
-    model = nn.Sequential(nn.Flatten(), linear(weight))
-    x = torch.arange(1.0, 10).reshape(1, 1, 3, 3)
-    found = attribute(model, x, "occlusion", window=2, stride=1)
-    expected = [[[11, 9, 7], [14, 13.5, 13], [17, 18, 19]]]
-    np.testing.assert_allclose(found.maps, expected, atol=1e-6)
 
 
 # every method -------------------------------------------------------------------------------
@@ -195,32 +138,6 @@ def test_gradient_is_that_of_autograd(network, images):
     np.testing.assert_allclose(found.maps, x.grad[:, 0], rtol=1e-4, atol=1e-6)
 
 
-def test_grad_cam_of_global_pooling():
-    """With global average pooling and a linear layer α_k = w_ck/(HW)."""
-    conv, last = nn.Conv2d(2, 6, 3, padding=1), nn.Linear(6, 4)
-    network = nn.Sequential(
-        *(conv, nn.ReLU(), nn.MaxPool2d(2)),
-        *(nn.Conv2d(6, 6, 3, padding=1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), last),
-    ).double()
-    x = torch.randn(3, 2, 8, 8).double()
-    features = network[:5](x)
-    cam = torch.einsum("k,nkhw->nhw", last.weight[2] / 16, features).relu()
-    expected = F.interpolate(cam[:, None], (8, 8), mode="bilinear")[:, 0].detach()
-    for layer in (None, "4", network[4]):
-        found = attribute(network, x, "grad_cam", target=2, layer=layer)
-        np.testing.assert_allclose(found.maps, expected, atol=1e-12)
-    guided = attribute(network, x, "guided_backprop", target=2).maps
-    both = attribute(network, x, "guided_grad_cam", target=2).maps
-    np.testing.assert_allclose(both, guided * expected.numpy(), atol=1e-12)
-
-
-@pytest.mark.parametrize("build", [ResNet, Dense])
-def test_grad_cam_knows_functions(build, images):
-    found = attribute(settled(build()), images, "grad_cam")
-    assert (found.maps >= 0).all()
-    assert found.maps.any()
-
-
 @pytest.mark.parametrize(
     ("shape", "layers"),
     [
@@ -238,65 +155,6 @@ def test_series_and_volumes(shape, layers, method):
     found = attribute(network, torch.rand(2, *shape), method)
     assert found.maps.shape == (2, *shape[1:])
     assert found.maps.any()
-
-
-def test_integrated_gradients_add_up(network, images):
-    images = images.double()
-    found = attribute(
-        network.double(), images, "integrated_gradients", target=1, baseline=0.2, n_steps=300
-    )
-    with torch.no_grad():
-        change = network(images)[:, 1] - network(torch.full_like(images, 0.2))[:, 1]
-    np.testing.assert_allclose(found.maps.sum((1, 2)) - change.numpy(), found.residual, atol=1e-9)
-    assert np.abs(found.residual).max() < 0.01 * change.abs().max()
-
-
-def test_lrp_of_a_network_without_biases_adds_up(images):
-    network = nn.Sequential(
-        *(nn.Conv2d(1, 4, 3, bias=False), nn.ReLU(inplace=True), nn.MaxPool2d(2)),
-        *(nn.Conv2d(4, 4, 2, bias=False), nn.ReLU(), nn.AdaptiveMaxPool2d(1)),
-        *(nn.Flatten(), nn.Dropout(), nn.Linear(4, 3, bias=False)),
-    ).double()
-    images = images.double()
-    found = attribute(network, images, "lrp", target=1)
-    with torch.no_grad():
-        logits = network.eval()(images)[:, 1].numpy()
-    np.testing.assert_allclose(found.maps.sum((1, 2)), logits, rtol=1e-5, atol=1e-6)
-    np.testing.assert_allclose(found.residual, 0, atol=1e-5)
-    # the epsilon rule in a network of ReLUs without biases is the gradient times the input
-    gradients = attribute(network, images, "gradient", target=1).maps
-    np.testing.assert_allclose(found.maps, gradients * images[:, 0].numpy(), atol=1e-6)
-
-
-def test_lrp_through_additions_that_are_modules(images):
-    from captum.attr._utils.custom_modules import Addition_Module
-
-    class Residual(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.stem, self.main = (nn.Conv2d(n, 4, 3, padding=1, bias=False) for n in (1, 4))
-            self.add, self.relu = Addition_Module(), nn.ReLU()
-            self.head = nn.Sequential(
-                nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3, bias=False)
-            )
-
-        def forward(self, x):
-            x = self.stem(x)
-            return self.head(self.relu(self.add(x, self.main(x))))
-
-    found = attribute(Residual().double(), images, "lrp", target=1)
-    np.testing.assert_allclose(found.residual, 0, atol=1e-6)
-    assert found.maps.any()
-
-
-def test_occlusion_covers_every_pixel_and_all_channels():
-    network = nn.Sequential(nn.Flatten(), linear([[1.0] * 2 * 7 * 5]))
-    x = torch.ones(2, 2, 7, 5)
-    found = attribute(network, x, "occlusion", window=(3, 2), stride=2)
-    assert (found.maps > 0).all()
-    assert found.maps[0, 0, 0] == 3 * 2 * 2  # all that the window takes away
-    grey = attribute(network, x, "occlusion", baseline=1.0)
-    assert not grey.maps.any()
 
 
 def test_rsp_is_that_of_its_class(network, images):
@@ -355,7 +213,7 @@ def test_classifiers_take_labels():
         attribute(classifier, X, "gradient", target="d")
 
 
-@pytest.mark.parametrize("rivals", ["one", "each", "mask", "present"])
+@pytest.mark.parametrize("rivals", ["one", "each", "ragged", "mask", "present"])
 def test_hostile_classes_are_labels_too(rivals):
     rng = np.random.default_rng(0)
     X, y = rng.normal(size=(12, 1, 8, 8)).astype("float32"), np.tile([3, 5, 7], 4)
@@ -367,6 +225,7 @@ def test_hostile_classes_are_labels_too(rivals):
     hostile, index = {
         "one": ([7], [2]),
         "each": ([[7]] * 12, [[2]] * 12),
+        "ragged": ([[7], [5, 7]] * 6, [[2], [1, 2]] * 6),
         "mask": (mask, mask),
         "present": ("present", "present"),
     }[rivals]
@@ -465,7 +324,7 @@ def test_picture_from_estimator_on_given_axes(network, images, pyplot):
 @pytest.mark.parametrize(
     ("maps", "images", "text"),
     [
-        (np.zeros((3, 5)), None, r"maps must be of shape .* got \(3, 5\).*to_frame\(\)"),
+        (np.zeros((3, 5, 5, 5)), None, r"maps must be of shape .* got \(3, 5, 5, 5\).*to_frame"),
         (np.zeros((3, 5, 5)), np.zeros((3, 5, 5)), r"images must be of shape .* got \(3, 5, 5\)"),
     ],
 )
@@ -508,45 +367,22 @@ def test_what_is_no_sample(network, X):
         attribute(network, X, "gradient")
 
 
+def test_hostile_classes_that_may_mean_one_a_sample(network, images):
+    target, hostile = [0, 1, 2, 3, 4], np.array([5, 6, 7, 8, 9])
+    text = "may be one class for each of the 5 samples, as target is, or a list of classes"
+    with pytest.raises(ValueError, match=text):
+        attribute(network, images, target=target, hostile=hostile)
+    with pytest.raises(ValueError, match=text):
+        RelativeSectionalPropagation(network).attribute(images, target, hostile)
+    found = attribute(network, images, target=target, hostile=hostile[:, None]).maps
+    alone = attribute(network, images[3:4], target=3, hostile=[8]).maps
+    np.testing.assert_allclose(found[3:4], alone, rtol=1e-6, atol=1e-9)
+
+
 def test_maps_of_another_shape(network, images):
     text = r"must return maps of shape \(5, 8, 8\) or \(5, 1, 8, 8\) .* got \(5, 10\)"
     with pytest.raises(ValueError, match=text):
         attribute(network, images, lambda model, x, target: model(x))
-
-
-@pytest.mark.parametrize("option", ["window", "stride"])
-@pytest.mark.parametrize("value", [0, 9, (2, 2, 2), (2, 20)])
-def test_windows_that_do_not_fit(network, images, option, value):
-    text = rf"{option} must be an integer, or one for each axis, between 1 and \(\d, \d\); got"
-    with pytest.raises(ValueError, match=text):
-        attribute(network, images, "occlusion", **{option: value})
-
-
-@pytest.mark.parametrize("method", ["guided_backprop", "guided_grad_cam"])
-def test_guided_backpropagation_needs_modules(images, method):
-    with pytest.raises(ValueError, match=r"Module '' calls relu as a function; captum's guided"):
-        attribute(settled(Dense()), images, method)
-    smooth = nn.Sequential(nn.Flatten(), nn.Linear(64, 8), nn.Tanh(), nn.Linear(8, 2))
-    with pytest.raises(ValueError, match=r"has none: other.* Use method='gradient'"):
-        attribute(smooth, images, method)
-
-
-def test_class_activation_needs_positions():
-    network = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
-    with pytest.raises(ValueError, match=r"1 to 3 axes of positions; X has shape \(2, 4\)"):
-        attribute(network, torch.randn(2, 4), "grad_cam")
-
-
-def test_lrp_is_refused_where_captum_would_be_wrong(images):
-    with pytest.raises(ValueError, match=r"'layer1.0' calls add outside of a layer, .* LRP"):
-        attribute(settled(ResNet()), images, "lrp")
-    gelu = nn.Sequential(nn.Flatten(), nn.Linear(64, 8), nn.GELU(), nn.Linear(8, 2))
-    with pytest.raises(ValueError, match=r"captum's LRP has no rule for module '2', GELU"):
-        attribute(gelu, images, "lrp")
-    twice = nn.Linear(64, 64)
-    again = nn.Sequential(nn.Flatten(), twice, nn.ReLU(), twice, nn.Linear(64, 2))
-    with pytest.raises(ValueError, match=r"Module '1' runs 2 times, and captum's LRP takes one"):
-        attribute(again, images, "lrp")
 
 
 @pytest.mark.parametrize("method", CAPTUM)

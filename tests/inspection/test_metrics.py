@@ -2,17 +2,14 @@
 
 import numpy as np
 import pytest
-import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.ndimage import gaussian_filter
 from scipy.special import softmax
 from scipy.stats import spearmanr
 from sklearn.metrics import jaccard_score
-from torch import nn
 
 from featprop_sklearn.inspection import (
-    attribute,
     average_drop,
     average_gain,
     average_increase,
@@ -21,8 +18,6 @@ from featprop_sklearn.inspection import (
     curve_area,
     deletion_curve,
     insertion_curve,
-    make_attribution_report,
-    make_digit_scenes,
     map_similarity,
     masked_scores,
     mass_inside,
@@ -300,65 +295,6 @@ def test_nothing_is_like_a_constant_map():
     ]
 
 
-# report -------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def network():
-    return nn.Sequential(
-        *(nn.Conv2d(1, 8, 5, 2), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()),
-        nn.Linear(8, 10),
-    )
-
-
-def test_report_is_made_of_the_metrics(network):
-    pytest.importorskip("captum")
-    scenes = make_digit_scenes(20, random_state=0)
-    perfect = lambda model, x, target: scenes.masks[:, 0]  # noqa: E731
-    cam = attribute(network, scenes.images, "grad_cam", target=scenes.target)
-    report = make_attribution_report(
-        network,
-        scenes.images,
-        {"rsp": "rsp", "perfect": perfect, "CAM": cam},
-        target=scenes.target,
-        hostile=scenes.hostile[:, None],
-        masks=scenes.masks[:, 0],
-        hostile_masks=scenes.masks[:, 1],
-        steps=4,
-    )
-    assert list(report.index) == ["rsp", "perfect", "CAM"]
-    assert report.index.name == "method"
-    ones = ["pointing_game", "mean_iou", "tuned_iou", "positive_inside"]
-    assert (report.loc["perfect", ones] == 1).all()
-    assert report.outside_inside["perfect"] == 0
-    assert report.residual["rsp"] < 1e-8
-    assert np.isnan(report.residual["CAM"])
-    rsp = attribute(network, scenes.images, target=scenes.target, hostile=scenes.hostile[:, None])
-    against = mass_inside(-rsp.maps, scenes.masks[:, 1])
-    assert report.negative_inside["rsp"] == pytest.approx(against.mean())
-    assert np.isnan(report.negative_inside["CAM"])
-    hits = class_mean(pointing_game(cam.maps, scenes.masks[:, 0]), scenes.target)
-    assert report.pointing_game["CAM"] == hits
-
-
-def test_report_without_known_positions(network):
-    scenes = make_digit_scenes(6, random_state=0)
-
-    def predict_proba(X):
-        with torch.no_grad():
-            return torch.softmax(network(torch.tensor(X)).double(), 1).numpy()
-
-    found = make_attribution_report(network, scenes.images, ["rsp"], steps=2)
-    assert "pointing_game" not in found
-    maps = attribute(network, scenes.images).maps
-    expected = curve_area(deletion_curve(predict_proba, scenes.images, maps, steps=2)).mean()
-    assert found.deletion["rsp"] == pytest.approx(expected)
-    given = make_attribution_report(
-        network, scenes.images, ["rsp"], steps=2, predict_proba=predict_proba
-    )
-    np.testing.assert_allclose(given, found)
-
-
 # errors -------------------------------------------------------------------------------------
 
 
@@ -375,7 +311,10 @@ def test_report_without_known_positions(network):
         (lambda: average_drop([2.0], [0.1]), "p must be probabilities between 0 and 1; got 2 to 2"),
         (lambda: average_gain([0.2], [0.1, 0.2]), r"o must be of shape .* got \(2,\)"),
         (lambda: curve_area([1.0]), r"curves must hold at least 2 points each; got shape \(1,\)"),
-        (lambda: deletion_curve(proba, *images(0), steps=0), "steps must be an integer of at"),
+        *(
+            (lambda n=n: deletion_curve(proba, *images(0), steps=n), "steps must be an integer of")
+            for n in (0, 2.5, True)
+        ),
         (lambda: masked_scores(proba, images(0)[0], MAP), r"maps must be of the shape of X"),
         (
             lambda: insertion_curve(proba, *images(0), target=[0.5] * 4),

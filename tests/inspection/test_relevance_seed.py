@@ -6,7 +6,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from featprop_sklearn.inspection.relevance.classes import hostile_classes, target_classes
+from featprop_sklearn.inspection.relevance.classes import (
+    hostile_classes,
+    one_each,
+    target_classes,
+)
 from featprop_sklearn.inspection.relevance.seed import class_map, sections, seed_relevance
 
 LOGITS = torch.tensor([[3.0, -1.0, 2.0, 0.5], [-2.0, 1.0, 0.0, 4.0]], dtype=torch.float64)
@@ -40,6 +44,15 @@ def test_sections_of_the_specification():
     difference = tensor([[[1 / 3, 2 / 3, 0], [0, -1 / 3, -1]]])
     expected = tensor([[[0.888889, 1.111111, -1]] * 2]) / 2
     torch.testing.assert_close(sections(difference), expected, rtol=0, atol=1e-6)
+
+
+def test_seed_against_two_classes():
+    """D = 2 Û^t − Û^1 − Û^2 = diag(1.5, 2, −2)."""
+    features = torch.eye(3, dtype=torch.float64)[None]
+    weights = [[1, 1, 0], [0.5, 0, 1], [0, 0, 1]]
+    found = seed(features, weights, [0], [[False, True, True]])
+    expected = tensor([[[2 / 7, 8 / 21, -1 / 3]] * 3])
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-8)
 
 
 def test_without_hostile_classes_the_seed_is_the_map_of_the_target():
@@ -128,6 +141,9 @@ def test_target_out_of_range(target):
         ([1], masked([1], [1])),
         ([2, 3, 2], masked([2, 3], [2, 3])),
         ([[1], [2]], masked([1], [2])),
+        ([[1], [2, 3]], masked([1], [2, 3])),
+        ([[], (3, 1)], masked([], [1, 3])),
+        ([np.array([2, 2, 1]), torch.tensor([3])], masked([1, 2], [3])),
         (torch.tensor([[1, 2], [2, 2]]), masked([1, 2], [2])),
         (masked([1], [2, 3]).numpy(), masked([1], [2, 3])),
         ("runner_up", masked([2], [3])),
@@ -145,7 +161,10 @@ def test_a_single_output_has_no_rival():
 
 @pytest.mark.parametrize(
     "hostile",
-    [1, 0.5, [0.5], [True, False], [[1], [2], [3]], [[1], [2, 3]], np.zeros((1, 2, 2), int)],
+    [
+        *(1, 0.5, [0.5], [True, False], [[1], [2], [3]], np.zeros((1, 2, 2), int)),
+        *([[1], [2, 3], [1]], [[1], [2.5, 3]], [[1], None], [[1], [[2], [3]]], [1, [2, 3]]),
+    ],
 )
 def test_what_is_no_list_of_hostile_classes(hostile):
     text = r"hostile must be a list of classes, .* a boolean array of shape \(2, 4\); got "
@@ -164,7 +183,35 @@ def test_hostile_class_out_of_range():
         hostile_classes([1, 4], torch.tensor([0, 0]), LOGITS)
 
 
-@pytest.mark.parametrize("hostile", [[1, 0], [[1], [3]]])
+def test_hostile_class_out_of_range_in_lists_of_different_lengths():
+    with pytest.raises(ValueError, match=r"hostile holds -1, which is no class of this network"):
+        hostile_classes([[1, 2], [-1]], torch.tensor([0, 0]), LOGITS)
+
+
+@pytest.mark.parametrize("hostile", [[1, 2], np.array([1, 2]), torch.tensor([1, 2])])
+def test_a_flat_list_may_mean_one_a_sample(hostile):
+    target = torch.tensor([0, 0])
+    text = r"hostile=.* may be one class for each of the 2 samples, as .* Pass a list for each"
+    with pytest.raises(ValueError, match=text):
+        hostile_classes(hostile, target, LOGITS, each=True)
+    assert torch.equal(hostile_classes(hostile, target, LOGITS), masked([1, 2], [1, 2]))
+    column = np.asarray(hostile)[:, None]
+    assert torch.equal(hostile_classes(column, target, LOGITS, each=True), masked([1], [2]))
+    longer = hostile_classes([1, 2, 3], target, LOGITS, each=True)
+    assert torch.equal(longer, masked([1, 2, 3], [1, 2, 3]))
+    one = hostile_classes([2], target[:1], LOGITS[:1], each=True)
+    assert torch.equal(one, masked([2]))
+
+
+@pytest.mark.parametrize(
+    ("target", "expected"),
+    [(None, False), (2, False), (np.int64(2), False), ([1, 0], True), (torch.tensor([1]), True)],
+)
+def test_targets_one_a_sample(target, expected):
+    assert one_each(target) is expected
+
+
+@pytest.mark.parametrize("hostile", [[1, 0], [[1], [3]], [[1, 2], [3]]])
 def test_the_target_is_not_hostile_to_itself(hostile):
     text = r"hostile=.* holds the target of a sample\. Leave it out"
     with pytest.raises(ValueError, match=text):

@@ -1,10 +1,15 @@
 """Maps of randomised networks: what is randomised, what is compared, and who passes."""
 
+import copy
+
 import numpy as np
 import pytest
 import torch
+from sklearn.datasets import load_digits
+from sklearn.utils import check_random_state
 from torch import nn
 
+from featprop_sklearn import FeatureBackpropClassifier, GradientTrainer
 from featprop_sklearn.inspection import (
     attribute,
     cascading_randomisation,
@@ -146,6 +151,80 @@ def test_permuted_labels(network, images):
         data_randomisation(network, other, images).loc["unrelated samples"],
         cascading_randomisation(network, images).loc["unrelated samples"],
     )
+
+
+def test_permuted_labels_are_asked_the_same(network, images):
+    asked = []
+
+    def method(model, x, target, *, hostile, scale):
+        asked.append((target.tolist(), hostile.tolist(), scale))
+        return x
+
+    data_randomisation(network, vgg().eval(), images, method, scale=3)
+    first, second = network(images).topk(2).indices.T
+    assert asked[0] == asked[1]
+    assert asked[0][0] == first.tolist()
+    assert torch.tensor(asked[0][1])[range(6), second].all()
+    assert asked[0][2] == 3
+
+
+def test_permuted_labels_with_a_layer_of_the_first_network(network, images):
+    pytest.importorskip("captum")
+    other = vgg().eval()
+    by_module, by_path = (
+        data_randomisation(network, other, images, "grad_cam", layer=layer, target=1)
+        for layer in (network[4], "4")
+    )
+    assert by_module.equals(by_path)
+    assert not by_path.equals(data_randomisation(network, other, images, "grad_cam", target=1))
+
+
+def test_flat_hostile_classes_with_a_target_a_sample(network, images):
+    with pytest.raises(ValueError, match="may be one class for each of the 6 samples"):
+        cascading_randomisation(network, images, target=[0] * 6, hostile=[1, 2, 3, 4, 5, 6])
+
+
+# estimators ---------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def fitted():
+    X, y = load_digits(return_X_y=True)
+    X = (X.reshape(-1, 1, 8, 8)[:300] / 16).astype("float32")
+    network = nn.Sequential(
+        *(nn.Conv2d(1, 6, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, 2))
+    )
+    trainer = GradientTrainer(max_epochs=2, lr=1e-2)
+    labels = np.where(y[:300] % 2, "odd", "even")
+    estimator = FeatureBackpropClassifier(network, trainer=trainer, random_state=0)
+    return estimator.fit(X, labels), X[:8], labels[:8]
+
+
+@pytest.mark.parametrize("method", ["rsp", "displacement"])
+def test_estimators_are_randomised(fitted, method):
+    """Layer by layer, the maps are those of an estimator whose network has these weights."""
+    estimator, X, labels = fitted
+    wanted = np.where(labels == "odd", "even", "odd")
+    before = state(estimator.module_)["values"]
+    table = cascading_randomisation(estimator, X, method, target=wanted, random_state=0)
+    assert list(table.index) == ["4", "0", "unrelated samples"]
+    after = state(estimator.module_)["values"]
+    assert all(torch.equal(one, other) for one, other in zip(before, after, strict=True))
+    changed = copy.deepcopy(estimator)
+    torch.manual_seed(check_random_state(0).randint(np.iinfo(np.int32).max))
+    changed.network_[4].reset_parameters()
+    maps = [attribute(one, X, method, target=wanted).maps for one in (estimator, changed)]
+    assert not np.allclose(*maps)
+    np.testing.assert_allclose(table.loc["4"], map_similarity(*maps).mean())
+
+
+def test_displacements_of_permuted_labels(fitted):
+    estimator, X, labels = fitted
+    wanted = np.where(labels == "odd", "even", "odd")
+    same = data_randomisation(estimator, estimator, X, "displacement", target=wanted)
+    np.testing.assert_allclose(same.loc["permuted labels"], 1)
+    with pytest.raises(ValueError, match="method='displacement' needs target"):
+        data_randomisation(estimator, estimator, X, "displacement")
 
 
 # who passes ---------------------------------------------------------------------------------

@@ -10,6 +10,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.integrate import trapezoid
 from scipy.ndimage import gaussian_filter
 
+from featprop_sklearn.inspection.arguments import check_integer
 from featprop_sklearn.inspection.metrics.checks import flat_maps, scores
 
 __all__ = [
@@ -232,8 +233,7 @@ def _exchanged(
     steps: int,
 ) -> NDArray:
     """Replace pixels of ``start`` by those of ``end``, the greatest of the map first."""
-    if not isinstance(steps, int | np.integer) or steps < 1:
-        raise ValueError(f"steps must be an integer of at least 1; got {steps!r}.")
+    check_integer("steps", steps)
     rows = flat_maps(maps)
     order = np.argsort(-rows, axis=1, kind="stable")
     ranks = np.argsort(order, axis=1).reshape(maps.shape)

@@ -7,10 +7,11 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import torch
 from numpy.typing import ArrayLike, NDArray
+from sklearn.base import RegressorMixin
 
 from featprop_sklearn.data import to_array
+from featprop_sklearn.estimators import FeatureBackpropRegressor
 from featprop_sklearn.inspection.attribute import attribute, takes_hostile
 from featprop_sklearn.inspection.attribution_result import AttributionResult
 from featprop_sklearn.inspection.explained import ask
@@ -32,9 +33,11 @@ from featprop_sklearn.inspection.metrics.localisation import (
     outside_inside_ratio,
     pointing_game,
 )
+from featprop_sklearn.inspection.metrics.probabilities import class_probabilities
 
 __all__ = ["make_attribution_report"]
 
+FAITHFULNESS = ("average_drop", "average_increase", "average_gain", "insertion", "deletion")
 #: share of the samples that the threshold of mean IoU is chosen on
 TUNED_ON = 0.2
 
@@ -42,7 +45,7 @@ TUNED_ON = 0.2
 def make_attribution_report(
     estimator: Any,
     X: Any,
-    methods: Sequence[str] | Mapping[str, Any] = ("rsp", "grad_cam", "integrated_gradients"),
+    methods: str | Sequence[str] | Mapping[str, Any] = ("rsp", "grad_cam", "integrated_gradients"),
     *,
     target: Any = None,
     hostile: Any = "runner_up",
@@ -61,9 +64,11 @@ def make_attribution_report(
         Whose network is explained.
     X : array-like of shape (n_samples, ...)
         Samples.
-    methods : sequence of str, or dict
+    methods : str, sequence of str, or dict
         Names of methods; or a dict from the name of a row to the name of a method, a callable,
-        or the :class:`AttributionResult` that :func:`attribute` returned, with any options.
+        or the :class:`AttributionResult` that :func:`attribute` returned for the same samples
+        and targets, with any options. Displacement wants the target answered; of several
+        labels, beside those that are answered.
     target, hostile : labels
         The class that is explained, and those that speak against it; as in :func:`attribute`.
     masks : array-like of shape (n_samples, positions...), bool, default=None
@@ -71,8 +76,10 @@ def make_attribution_report(
     hostile_masks : array-like of shape (n_samples, positions...), bool, default=None
         Where its rivals are.
     predict_proba : callable, default=None
-        From samples to probabilities of shape (n_samples, n_classes); None is the softmax of
-        the logits. For networks of several labels pass their sigmoid.
+        From inputs of the network to probabilities of shape (n_samples, n_classes). None is
+        ``predict_proba`` of a classifier of this package; else the softmax of the logits, or the
+        sigmoid of a single one, and of all where the network ends in a sigmoid. For networks of
+        several labels that end in logits pass their sigmoid.
     tolerance : float
         Of the pointing game, in pixels.
     steps : int
@@ -89,12 +96,14 @@ def make_attribution_report(
         (share of the positive attribution on the target). With ``hostile_masks``:
         ``negative_inside`` (share of the negative attribution on rivals, NaN of methods
         without). ``average_drop``, ``average_increase``, ``average_gain``, ``insertion`` and
-        ``deletion`` (areas, means) of the target; ``residual`` (median of its absolute value).
+        ``deletion`` (areas, means) of the target's probability, NaN for regressors, which have
+        none; ``residual`` (median of its absolute value).
 
     Raises
     ------
     ValueError
-        If a method is unknown or cannot explain this network.
+        If a method is unknown or cannot explain this network; if an :class:`AttributionResult`
+        is of other samples or targets.
 
     Examples
     --------
@@ -113,35 +122,98 @@ def make_attribution_report(
     >>> list(report.columns[:3])
     ['pointing_game', 'mean_iou', 'tuned_iou']
     """
+    methods = [methods] if isinstance(methods, str) else methods
     named = methods if isinstance(methods, Mapping) else {name: name for name in methods}
-    question = ask(estimator, X, target, batch_size)
-    proba = predict_proba or _softmax(question.model, question.x, batch_size)
-    columns = to_array(question.target)
+    asked = _Asked(estimator, X, target, hostile, batch_size)
+    proba = predict_proba or class_probabilities(estimator, asked.question, batch_size)
 
-    def measured(method: Any) -> dict[str, float]:
-        found = method
-        if not isinstance(method, AttributionResult):
-            options = {"hostile": hostile} if takes_hostile(method) else {}
-            labels = question.labels[columns]
-            found = attribute(estimator, X, method, target=labels, batch_size=batch_size, **options)
-        row = {} if masks is None else _localised(found, np.asarray(masks), tolerance)
+    def measured(name: str, method: Any) -> dict[str, float]:
+        if isinstance(method, AttributionResult):
+            asked.check(name, method)
+        found = method if isinstance(method, AttributionResult) else asked.attribute(method)
+        row: dict[str, float] = {}
+        if masks is not None:
+            row |= _localised(found.maps, np.asarray(masks), asked.labels, tolerance)
         if hostile_masks is not None:
             row["negative_inside"] = _mean(mass_inside(-found.maps, hostile_masks))
-        row |= _faithful(proba, found, columns, steps)
+        row |= _faithful(proba, found, asked.columns, steps)
         return {**row, "residual": _median(np.abs(found.residual))}
 
-    rows = {name: measured(method) for name, method in named.items()}
+    rows = {name: measured(name, method) for name, method in named.items()}
     return pd.DataFrame(rows).T.rename_axis("method")
 
 
-def _localised(found: AttributionResult, masks: NDArray, tolerance: float) -> dict[str, float]:
-    maps = found.maps
+class _Asked:
+    """One question for all methods."""
+
+    def __init__(self, estimator: Any, X: Any, target: Any, hostile: Any, batch_size: int) -> None:
+        self.estimator, self.X, self.batch_size = estimator, X, batch_size
+        self.question = ask(estimator, X, target, batch_size)
+        self.columns = to_array(self.question.target)
+        self.labels = self.question.labels[self.columns]
+        self._hostile = hostile
+
+    def attribute(self, method: Any) -> AttributionResult:
+        """Explain the targets."""
+        options: dict[str, Any] = {"target": self.labels, "batch_size": self.batch_size}
+        if takes_hostile(method):
+            options["hostile"] = to_array(self.question.hostile(self._hostile))
+        if method == "displacement":
+            options["target"] = self._wanted()
+        return attribute(self.estimator, self.X, method, **options)
+
+    def _wanted(self) -> NDArray:
+        """Return what y is in ``fit``: the targets; or their labels added to those answered."""
+        if isinstance(self.estimator, FeatureBackpropRegressor):
+            raise ValueError(
+                "The report cannot know which value displacement should want of a regressor. Pass "
+                "the result: methods={'displacement': attribute(estimator, X, 'displacement', "
+                "target=values)}."
+            )
+        if not self._several_labels:
+            return self.labels
+        wanted = to_array(self.question.logits > 0).astype(int)
+        wanted[np.arange(len(wanted)), self.columns] = 1
+        return wanted
+
+    @property
+    def _several_labels(self) -> bool:
+        found = getattr(self.estimator, "_class_map", None)
+        return found is not None and found.multilabel
+
+    def check(self, name: str, found: AttributionResult) -> None:
+        """Refuse a result of other samples or targets than the report's."""
+        x = to_array(self.question.x)
+        if found.inputs.shape != x.shape or not np.array_equal(found.inputs, x):
+            raise ValueError(
+                f"The result {name!r} explains other samples than X: inputs of shape "
+                f"{found.inputs.shape}, and those of X are {x.shape}, or differ. Pass the X that "
+                "attribute was given."
+            )
+        if found.method == "displacement" and isinstance(self.estimator, RegressorMixin):
+            return  # its targets are values, not outputs
+        given = found.target.reshape(len(x), -1)
+        if given.shape[1] > 1:  # several labels a sample
+            same = given[np.arange(len(x)), self.columns] == 1
+        else:
+            same = given[:, 0] == self.labels
+        if not np.all(same):
+            row = int(np.argmin(same))
+            raise ValueError(
+                f"The result {name!r} explains {found.target[row]} for sample {row}, and the "
+                f"report {self.labels[row]}. Pass the same target= to both."
+            )
+
+
+def _localised(
+    maps: NDArray, masks: NDArray, labels: NDArray, tolerance: float
+) -> dict[str, float]:
     tuning = np.arange(len(maps)) % round(1 / TUNED_ON) == 0
     threshold = best_threshold(maps[tuning], masks[tuning])
     rest = ~tuning if len(maps) > 1 else tuning
     hits = pointing_game(maps, masks, tolerance=tolerance)
     return {
-        "pointing_game": class_mean(hits, found.target),
+        "pointing_game": class_mean(hits, labels),
         "mean_iou": _mean(mean_iou(maps, masks)),
         "tuned_iou": _mean(mean_iou(maps[rest], masks[rest], threshold=threshold)),
         "threshold": threshold,
@@ -151,8 +223,10 @@ def _localised(found: AttributionResult, masks: NDArray, tolerance: float) -> di
 
 
 def _faithful(
-    proba: PredictProba, found: AttributionResult, columns: NDArray, steps: int
+    proba: PredictProba | None, found: AttributionResult, columns: NDArray, steps: int
 ) -> dict[str, float]:
+    if proba is None:
+        return dict.fromkeys(FAITHFULNESS, float("nan"))
     p, o = masked_scores(proba, found.inputs, found.maps, target=columns)
     inserted, deleted = (
         curve(proba, found.inputs, found.maps, target=columns, steps=steps)
@@ -165,14 +239,6 @@ def _faithful(
         "insertion": _mean(curve_area(inserted)),
         "deletion": _mean(curve_area(deleted)),
     }
-
-
-def _softmax(model: Any, x: torch.Tensor, batch_size: int) -> PredictProba:
-    def predict_proba(X: NDArray) -> NDArray:
-        rows = torch.as_tensor(X, dtype=x.dtype, device=x.device)
-        return to_array(torch.softmax(model.all_logits(rows, batch_size).double(), dim=1))
-
-    return predict_proba
 
 
 def _mean(values: NDArray) -> float:

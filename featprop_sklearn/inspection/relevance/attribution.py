@@ -9,7 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from featprop_sklearn.data import module_device
-from featprop_sklearn.inspection.relevance.classes import hostile_classes, target_classes
+from featprop_sklearn.inspection.relevance.classes import (
+    hostile_classes,
+    one_each,
+    target_classes,
+)
+from featprop_sklearn.inspection.relevance.heads import Heads
 from featprop_sklearn.inspection.relevance.registry import Bounds, Options
 from featprop_sklearn.inspection.relevance.ruled_run import RuledRun
 from featprop_sklearn.inspection.relevance.seed import seed_relevance
@@ -132,12 +137,12 @@ class RelativeSectionalPropagation:
         network = probe_network(twin, rows)
         point, expected = find_seed_point(network, twin, self.layer, rows)
         run, start = RuledRun(twin, self.options), x.requires_grad_()
-        with run, point.replaced(run.reach):
+        with run, Heads() as heads, point.replaced(run.reach):
             outputs = network(start.clone())
         _check_same(outputs[:ROWS], expected)
-        logits = run.logits(outputs).reshape(len(x), -1)
+        logits = heads.logits(outputs).reshape(len(x), -1)
         classes = target_classes(target, logits)
-        rivals = hostile_classes(hostile, classes, logits)
+        rivals = hostile_classes(hostile, classes, logits, each=one_each(target))
         gradient = partial(run.gradient, logits)
         relevance = seed_relevance(run.features.detach(), gradient, classes, rivals)
         (found,) = torch.autograd.grad(run.seed, start, relevance)

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["RIVALS", "hostile_classes", "target_classes"]
+__all__ = ["RIVALS", "hostile_classes", "one_each", "target_classes"]
 
 #: words for hostile classes
 RIVALS = ("runner_up", "present")
@@ -47,7 +47,12 @@ def target_classes(target: Any, logits: Tensor) -> Tensor:
     return torch.from_numpy(np.broadcast_to(found, n_samples).copy()).to(logits.device)
 
 
-def hostile_classes(hostile: Any, target: Tensor, logits: Tensor) -> Tensor:
+def one_each(target: Any) -> bool:
+    """Return whether targets are given one a sample."""
+    return target is not None and _array(target).ndim > 0
+
+
+def hostile_classes(hostile: Any, target: Tensor, logits: Tensor, *, each: bool = False) -> Tensor:
     """Return which classes are hostile to the target of each sample.
 
     Parameters
@@ -61,6 +66,9 @@ def hostile_classes(hostile: Any, target: Tensor, logits: Tensor) -> Tensor:
         The targets.
     logits : Tensor of shape (n_samples, n_classes)
         Of the network.
+    each : bool
+        Whether the targets were given one a sample. A flat list of as many hostile classes may
+        then be meant so, too, and is refused.
 
     Returns
     -------
@@ -70,11 +78,17 @@ def hostile_classes(hostile: Any, target: Tensor, logits: Tensor) -> Tensor:
     Raises
     ------
     ValueError
-        If ``hostile`` is none of these, names no logit, or a target.
+        If ``hostile`` is none of these, may be two of them, names no logit, or a target.
     """
     others = ~_one_hot(target, logits)
     if isinstance(hostile, str):
         return others & _rivals(hostile, others, logits)
+    if each and len(target) > 1 and _array(hostile).shape == (len(target),):
+        raise ValueError(
+            f"hostile={_shown(hostile)} may be one class for each of the {len(target)} samples, as "
+            "target is, or a list of classes for all of them. Pass a list for each sample, such "
+            "as np.asarray(hostile)[:, None], or a boolean array of shape (n_samples, n_classes)."
+        )
     found = _as_mask(hostile, logits)
     if bool((found & ~others).any()):
         raise ValueError(
@@ -101,6 +115,8 @@ def _as_mask(hostile: Any, logits: Tensor) -> Tensor:
     if array.dtype == bool and array.shape == logits.shape:
         return torch.from_numpy(array.copy()).to(logits.device)
     found = _integers(array if array.size else np.zeros(0, dtype=int))
+    if found is None and _is_ragged(hostile, n_samples):
+        return _of_rows(hostile, logits)
     if found is None or found.ndim not in (1, 2) or (found.ndim == 2 and len(found) != n_samples):
         raise ValueError(
             "hostile must be a list of classes, a list of them for each of the "
@@ -110,6 +126,24 @@ def _as_mask(hostile: Any, logits: Tensor) -> Tensor:
     _check_range("hostile", found, n_classes)
     rows = torch.from_numpy(np.broadcast_to(found, (n_samples, found.shape[-1])).copy())
     return torch.zeros_like(logits, dtype=torch.bool).scatter(1, rows.to(logits.device), True)
+
+
+def _is_ragged(hostile: Any, n_samples: int) -> bool:
+    """Return whether there are a sequence of integers, or an empty one, for each sample."""
+    if not isinstance(hostile, list | tuple) or len(hostile) != n_samples:
+        return False
+    rows = [_array(row) for row in hostile]
+    return all(row.ndim == 1 and (not row.size or _integers(row) is not None) for row in rows)
+
+
+def _of_rows(hostile: Any, logits: Tensor) -> Tensor:
+    """Return the mask of a sequence of classes for each sample, of whatever lengths."""
+    samples = np.repeat(np.arange(len(hostile)), [len(row) for row in hostile])
+    classes = np.concatenate([_integers(_array(row)) for row in hostile if len(row)])
+    _check_range("hostile", classes, logits.shape[1])
+    found = np.zeros(logits.shape, dtype=bool)
+    found[samples, classes] = True
+    return torch.from_numpy(found).to(logits.device)
 
 
 def _one_hot(classes: Tensor, logits: Tensor) -> Tensor:

@@ -33,8 +33,6 @@ _MOVING = (
 #: autograd's names for what moves, copies or drops numbers, and no more: its adjoint is the rule
 REARRANGEMENTS = {f"{name}Backward{number}" for name in _MOVING for number in range(4)}
 INPUT = "torch::autograd::AccumulateGrad"
-#: what makes probabilities of logits
-HEADS = ("softmax", "log_softmax", "sigmoid", "logsigmoid")
 
 
 class _Ruled(torch.autograd.Function):
@@ -81,7 +79,6 @@ class RuledRun(TorchFunctionMode):
         self._reached = False
         self._inside_ruled = self._is_due = False
         self._paths = [""]
-        self._head: tuple[object, Tensor] | None = None
         # node of autograd's graph -> whether a convolution lies before it
         self._accepted: dict[Any, bool] = {}
         for path, module in network.named_modules():
@@ -131,22 +128,13 @@ class RuledRun(TorchFunctionMode):
             "computed from."
         )
 
-    def logits(self, outputs: Tensor) -> Tensor:
-        """Return the outputs, or what the softmax or sigmoid that made them was given."""
-        if self._head is not None and self._head[0] is outputs:
-            return self._head[1]
-        return outputs
-
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
         """Run a function of torch."""
         kwargs = kwargs or {}
         name = call_name(func)
-        result = self._run(name, func, args, kwargs, find_rule(name))
-        if name in HEADS:
-            self._head = result, (*args, *kwargs.values())[0]
-        return result
+        return self._run(name, func, args, kwargs, find_rule(name))
 
     def _run(
         self, name: str, func: Callable[..., Any], args: Any, kwargs: Any, rule: Rule | None
