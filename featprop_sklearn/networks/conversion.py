@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 from sklearn.exceptions import NotFittedError
 from sklearn.neural_network import MLPClassifier, MLPRegressor
+from sklearn.pipeline import Pipeline
 from skorch import NeuralNet
 from torch import nn
 
@@ -75,6 +76,8 @@ def as_network(source: object) -> Network:
     if isinstance(source, MLPClassifier | MLPRegressor):
         return _from_mlp(source)
     hint = " Pass an instance, not the class." if isinstance(source, type) else ""
+    if isinstance(source, Pipeline):
+        hint = " Of a Pipeline pass the last step, and X as the steps before it transform it."
     raise TypeError(
         "module must be a torch.nn.Module, a fitted skorch net, or a fitted MLPClassifier or "
         f"MLPRegressor; got {source!r}.{hint}"

@@ -10,6 +10,8 @@ from sklearn.datasets import make_multilabel_classification
 from sklearn.exceptions import ConvergenceWarning, NotFittedError
 from sklearn.linear_model import LogisticRegression
 from sklearn.neural_network import MLPClassifier, MLPRegressor
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
 from skorch import NeuralNetClassifier, NeuralNetRegressor
 from torch import nn
 
@@ -163,3 +165,8 @@ def test_torchscript():
         scripted = torch.jit.trace(torch.nn.Linear(2, 1), torch.zeros(1, 2))
     with pytest.raises(TypeError, match="TorchScript module, whose copies cannot be trained"):
         as_network(scripted)
+
+
+def test_of_a_pipeline_the_last_step_is_the_network():
+    with pytest.raises(TypeError, match="Of a Pipeline pass the last step, and X as the steps"):
+        as_network(make_pipeline(StandardScaler(), MLPClassifier()))
