@@ -1,6 +1,7 @@
 """Attribution of displacements: other solvers' answers, sums, mistaken digits, refusals."""
 
 import copy
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
@@ -22,6 +23,7 @@ from featprop_sklearn.inspection import (
     wanted_input,
 )
 from featprop_sklearn.networks import build_chain
+from tests.inspection.relevance_networks import left_alone
 from tests.networks.zoo import ViT
 
 AS_IT_IS = GradientTrainer(max_epochs=0)
@@ -246,19 +248,17 @@ def test_what_mistaken_digits_should_have_looked_like(digits):
     assert repaired(found.maps.reshape(len(X), -1)) > repaired(chance) + 0.3
 
 
-def test_the_network_is_left_as_it_is(digits):
+@pytest.mark.parametrize("error", [None, ValueError, KeyboardInterrupt])
+def test_the_network_is_left_as_it_is(digits, monkeypatch, error):
     estimator, X, y = digits
-    module = estimator.module_
-    before = {name: value.clone() for name, value in module.state_dict().items()}
-    grads = [parameter.requires_grad for parameter in module.parameters()]
-    attribute_displacement(estimator, X[:3], y[:3])
-    with pytest.raises(ValueError, match="split"):
-        attribute_displacement(estimator, X[:3], y[:3], split="nowhere")
-    assert all(torch.equal(value, before[name]) for name, value in module.state_dict().items())
-    assert grads == [parameter.requires_grad for parameter in module.parameters()]
-    assert all(parameter.grad is None for parameter in module.parameters())
-    assert not any(part._forward_hooks or part._forward_pre_hooks for part in module.modules())
-    assert not module.training
+
+    def interrupted(*args, **options):
+        raise error
+
+    if error:
+        monkeypatch.setattr(wanted_input, "minimize", interrupted)
+    with left_alone(estimator.module_), pytest.raises(error) if error else nullcontext():
+        attribute_displacement(estimator, X[:3], y[:3])
 
 
 # estimators of other kinds ------------------------------------------------------------------------
