@@ -1,4 +1,4 @@
-"""One door for attribution methods: promises that all keep, estimators, results, pictures."""
+"""One door for attribution methods: promises that all keep, estimators, results."""
 
 import sys
 from contextlib import nullcontext
@@ -10,11 +10,7 @@ from skorch import NeuralNetClassifier
 from torch import nn
 
 from featprop_sklearn import FeatureBackpropClassifier, FeatureBackpropRegressor
-from featprop_sklearn.inspection import (
-    AttributionDisplay,
-    RelativeSectionalPropagation,
-    attribute,
-)
+from featprop_sklearn.inspection import RelativeSectionalPropagation, attribute
 from featprop_sklearn.inspection.attribute import METHODS
 from tests.inspection.relevance_networks import IMAGE, settled, state, vgg
 
@@ -268,7 +264,7 @@ def test_integers_and_several_inputs_are_refused():
         attribute(classifier, X)
 
 
-# result and pictures ------------------------------------------------------------------------
+# results ------------------------------------------------------------------------------------
 
 
 def test_numbers_as_a_table(network, images):
@@ -277,66 +273,6 @@ def test_numbers_as_a_table(network, images):
     np.testing.assert_allclose(table.positive + table.negative, 1 - found.residual)
     assert list(table.columns) == ["target", "residual", "positive", "negative", "peak"]
     assert all(one[place] == one.max() for one, place in zip(found.maps, table.peak, strict=True))
-
-
-@pytest.fixture
-def pyplot():
-    matplotlib = pytest.importorskip("matplotlib")
-    matplotlib.use("agg")
-    from matplotlib import pyplot
-
-    yield pyplot
-    pyplot.close("all")
-
-
-def test_picture_of_a_result(network, images, pyplot):
-    found = attribute(network, images, target=[0, 1, 2, 3, 4])
-    display = found.plot([0, 3])
-    assert isinstance(display, AttributionDisplay)
-    assert display.axes_.shape == (2, 2)
-    assert [panel.get_title() for panel in display.axes_[0]] == ["0", "3"]
-    assert display.axes_[1, 0].get_ylabel() == "rsp"
-    drawn = display.axes_[1, 1].images[0]
-    np.testing.assert_allclose(drawn.get_array(), found.maps[3] / abs(found.maps[3]).max())
-    assert drawn.get_clim() == (-1, 1)
-
-
-def test_default_colours_are_signed_in_grey(pyplot):
-    """Luminance grows from against over 0, mid-grey, to for."""
-    display = AttributionDisplay(np.zeros((1, 2, 2))).plot()
-    drawn = display.axes_[0, 0].images[0]
-    shades = drawn.cmap(np.linspace(0, 1, 101))[:, :3] @ [0.299, 0.587, 0.114]
-    assert (np.diff(shades) > 0).all()
-    assert shades[50] == pytest.approx(0.5, abs=0.06)
-
-
-def test_picture_from_estimator_on_given_axes(network, images, pyplot):
-    display = AttributionDisplay.from_estimator(network, images, "gradient", target=1)
-    assert display.axes_.shape == (2, 5)
-    assert display.figure_ is display.axes_[0, 0].figure
-    figure, axes = pyplot.subplots(2, 5)
-    colour = torch.rand(5, 3, 4, 4).numpy()
-    again = AttributionDisplay(np.zeros((5, 4, 4)), images=colour).plot(axes)
-    assert again.figure_ is figure
-    assert again.axes_[0, 0].images[0].get_array().shape == (4, 4, 3)
-
-
-@pytest.mark.parametrize(
-    ("maps", "images", "text"),
-    [
-        (np.zeros((3, 5, 5, 5)), None, r"maps must be of shape .* got \(3, 5, 5, 5\).*to_frame"),
-        (np.zeros((3, 5, 5)), np.zeros((3, 5, 5)), r"images must be of shape .* got \(3, 5, 5\)"),
-    ],
-)
-def test_what_cannot_be_drawn(maps, images, text, pyplot):
-    with pytest.raises(ValueError, match=text):
-        AttributionDisplay(maps, images=images).plot()
-
-
-def test_too_few_axes(pyplot):
-    axes = pyplot.subplots(1, 2)[1]
-    with pytest.raises(ValueError, match=r"axes must hold 1 × 3 Axes, .* got 2"):
-        AttributionDisplay(np.zeros((3, 5, 5))).plot(axes)
 
 
 # errors -------------------------------------------------------------------------------------
@@ -391,9 +327,3 @@ def test_without_captum(network, images, method, monkeypatch):
     with pytest.raises(ImportError, match=r"captum's, .* pip install 'featprop_sklearn\[attribut"):
         attribute(network, images, method)
     assert attribute(network, images).maps.any()
-
-
-def test_without_matplotlib(monkeypatch):
-    monkeypatch.setitem(sys.modules, "matplotlib", None)
-    with pytest.raises(ImportError, match=r"pip install 'featprop_sklearn\[plots\]'"):
-        AttributionDisplay(np.zeros((1, 2, 2))).plot()

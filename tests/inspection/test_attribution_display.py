@@ -1,5 +1,7 @@
 """Pictures of attribution maps: what is drawn, on which scale, and as a table."""
 
+import sys
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -9,6 +11,7 @@ from torch import nn
 
 from featprop_sklearn import FeatureBackpropClassifier
 from featprop_sklearn.inspection import AttributionDisplay, AttributionResult, attribute
+from tests.inspection.relevance_networks import IMAGE, settled, vgg
 
 matplotlib = pytest.importorskip("matplotlib")
 matplotlib.use("Agg")
@@ -85,6 +88,25 @@ def test_positions_in_the_table():
     assert isinstance(table.columns, pd.MultiIndex)
 
 
+def test_picture_of_a_result():
+    found = attribute(settled(vgg()), torch.randn(5, *IMAGE), target=[0, 1, 2, 3, 4])
+    display = found.plot([0, 3])
+    assert display.axes_.shape == (2, 2)
+    assert [panel.get_title() for panel in display.axes_[0]] == ["0", "3"]
+    assert display.axes_[1, 0].get_ylabel() == "rsp"
+    drawn = display.axes_[1, 1].get_images()[0].get_array()
+    np.testing.assert_allclose(drawn, found.maps[3] / abs(found.maps[3]).max())
+
+
+def test_default_colours_are_signed_in_grey():
+    """Luminance grows from against over 0, mid-grey, to for."""
+    display = AttributionDisplay(np.zeros((1, 2, 2))).plot()
+    drawn = display.axes_[0, 0].images[0]
+    shades = drawn.cmap(np.linspace(0, 1, 101))[:, :3] @ [0.299, 0.587, 0.114]
+    assert (np.diff(shades) > 0).all()
+    assert shades[50] == pytest.approx(0.5, abs=0.06)
+
+
 def test_a_sample_may_be_chosen_by_its_number():
     found = AttributionResult(
         np.ones((4, 2, 2)), np.zeros(4), np.array([0.123456, 1, 2, 3]), "m", np.ones((4, 1, 2, 2))
@@ -117,13 +139,27 @@ def test_axes_and_colours_of_ones_own():
 
 
 @pytest.mark.parametrize(
-    ("options", "message"),
+    ("maps", "options", "message"),
     [
-        ({"titles": ["a"]}, "titles must hold 2 names; got 1"),
-        ({"feature_names": ["a"]}, "feature_names must hold 3 names; got 1"),
-        ({"images": np.ones((2, 1, 3, 3))}, r"images must be of shape .* for maps of shape \(2, 3"),
+        (np.ones((2, 3)), {"titles": ["a"]}, "titles must hold 2 names; got 1"),
+        (np.ones((2, 3)), {"feature_names": ["a"]}, "feature_names must hold 3 names; got 1"),
+        (np.ones((2, 3)), {"images": np.ones((2, 1, 3, 3))}, r"for maps of shape \(2, 3\)"),
+        (np.ones((2, 5, 5)), {"images": np.ones((2, 5, 5))}, r"images must .* got \(2, 5, 5\)"),
+        (np.ones((2, 5, 5, 5)), {}, r"maps must be of shape .* got \(2, 5, 5, 5\).*to_frame"),
     ],
 )
-def test_what_does_not_fit(options, message):
+def test_what_does_not_fit(maps, options, message):
     with pytest.raises(ValueError, match=message):
-        AttributionDisplay(np.ones((2, 3)), **options).plot()
+        AttributionDisplay(maps, **options).plot()
+
+
+def test_too_few_axes():
+    axes = pyplot.subplots(1, 2)[1]
+    with pytest.raises(ValueError, match=r"axes must hold 1 × 3 Axes, .* got 2"):
+        AttributionDisplay(np.zeros((3, 5, 5))).plot(axes)
+
+
+def test_without_matplotlib(monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    with pytest.raises(ImportError, match=r"pip install 'featprop_sklearn\[plots\]'"):
+        AttributionDisplay(np.zeros((1, 2, 2))).plot()
