@@ -236,6 +236,7 @@ def _like(x: Tensor, values: Any) -> Tensor:
 
 
 def _check_options(damping: Any, n_steps: Any) -> None:
-    if not isinstance(damping, int | float | np.number) or not 0 <= damping < inf:
+    is_number = isinstance(damping, int | float | np.number) and not isinstance(damping, bool)
+    if not is_number or not 0 <= damping < inf:
         raise ValueError(f"damping must be a number of at least 0; got {damping!r}.")
     check_integer("n_steps", n_steps)

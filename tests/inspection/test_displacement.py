@@ -383,6 +383,7 @@ def test_the_picture_has_the_wanted_images_between(digits):
     ("options", "message"),
     [
         ({"damping": -1}, "damping must be a number of at least 0; got -1"),
+        ({"damping": True}, "damping must be a number of at least 0; got True"),
         ({"damping": "auto"}, "damping must be a number of at least 0; got 'auto'"),
         ({"bounds": (1, 0)}, r"bounds must be \(low, high\) with low < high, numbers or arrays"),
         ({"bounds": 3}, r"bounds must be \(low, high\) with low < high, .* shape \(1, 8, 8\)"),
