@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from featprop_sklearn.data import batches, plain_torch, to_array
 from featprop_sklearn.estimators.samples import with_labels
-from featprop_sklearn.inspection.arguments import check_integer
+from featprop_sklearn.inspection.arguments import check_integer, is_number
 from featprop_sklearn.inspection.attribution_result import AttributionResult, column_names
 from featprop_sklearn.inspection.explained import check_takes_one_tensor
 from featprop_sklearn.inspection.feature_gap import refuse_others
@@ -109,11 +109,11 @@ def attribute_displacement(
     samples = estimator._known_samples(X)
     labels = _one_each(y, len(samples))
     x = estimator._inputs(samples, estimator.module_)[:]
-    low, high = _range(x.double(), bounds)
-    units = _units(x.double(), low, high, unit)
+    inputs = x.double()
+    low, high = _range(inputs, bounds)
+    units = _units(inputs, low, high, unit)
     upstream, displacements = _displacements(estimator, X, labels, x, split)
 
-    inputs = x.double()
     wanted, maps = inputs.clone(), torch.zeros_like(inputs)
     displaced = displacements.reshape(len(x), -1).any(dim=1)
     unfinished = 0
@@ -236,7 +236,6 @@ def _like(x: Tensor, values: Any) -> Tensor:
 
 
 def _check_options(damping: Any, n_steps: Any) -> None:
-    is_number = isinstance(damping, int | float | np.number) and not isinstance(damping, bool)
-    if not is_number or not 0 <= damping < inf:
+    if not is_number(damping) or damping < 0:
         raise ValueError(f"damping must be a number of at least 0; got {damping!r}.")
     check_integer("n_steps", n_steps)

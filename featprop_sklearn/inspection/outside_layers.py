@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from featprop_sklearn.inspection.relevance.registry import call_name
+
 __all__ = ["Calls", "calls_outside_layers"]
 
 
@@ -82,6 +84,5 @@ class _Watch(TorchFunctionMode):
         result = func(*args, **(kwargs or {}))
         path, is_layer = self._inside[-1]
         if not is_layer and isinstance(result, Tensor) and result.requires_grad:
-            name = getattr(func, "__name__", str(func))
-            self.calls.functions.setdefault(name if name[0] == "_" else name.rstrip("_"), path)
+            self.calls.functions.setdefault(call_name(func), path)
         return result

@@ -60,7 +60,7 @@ def wanted_input(
     """
     size = displacement.norm()
     with torch.no_grad():
-        target = upstream(x.clone()) + displacement
+        target = _features(upstream, x) + displacement
 
     def place(moves: NDArray) -> Tensor:
         return x + unit * torch.from_numpy(moves).to(x).reshape(x.shape)

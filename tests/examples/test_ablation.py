@@ -1,8 +1,6 @@
 """The ablation: its variants differ from the default in what they say, and its page adds up."""
 
-import importlib
 import sys
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -11,15 +9,12 @@ import torch
 
 from featprop_sklearn import AutoTrainer
 
-FOLDER = Path(__file__).parents[2] / "examples" / "benchmarks"
 WINE, DIABETES = "wine-rotated-mlp", "diabetes-rotated-mlp"
 
 
 @pytest.fixture(scope="module")
-def ablation():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(FOLDER))
-        yield importlib.import_module("ablation")
+def ablation(scripts):
+    return scripts("ablation")
 
 
 @pytest.fixture(scope="module")

@@ -1,22 +1,16 @@
 """The comparison over many networks: cases that fit together, runs that resume, honest sums."""
 
-import importlib
 import json
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-FOLDER = Path(__file__).parents[2] / "examples" / "benchmarks"
-
 
 @pytest.fixture(scope="module")
-def benchmark():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(FOLDER))
-        yield importlib.import_module("any_network")
+def benchmark(scripts):
+    return scripts("any_network")
 
 
 @pytest.fixture

@@ -1,9 +1,7 @@
 """The attribution benchmark: a small run of it, and the page that it writes."""
 
-import importlib
 import json
 import sys
-from pathlib import Path
 
 import pytest
 from torch import nn
@@ -11,19 +9,16 @@ from torch import nn
 from featprop_sklearn.inspection.relevance import registry
 
 pytest.importorskip("captum")
-FOLDER = Path(__file__).parents[2] / "examples" / "benchmarks"
 
 
 @pytest.fixture(scope="module")
-def benchmark():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(FOLDER))
-        yield importlib.import_module("attribution")
+def benchmark(scripts):
+    return scripts("attribution")
 
 
 @pytest.fixture(scope="module")
-def activations(benchmark):
-    return importlib.import_module("activation_relevance")
+def activations(scripts):
+    return scripts("activation_relevance")
 
 
 def test_a_small_run(benchmark, monkeypatch, tmp_path):

@@ -1,8 +1,6 @@
 """The displacement benchmark: what it spoils, and a small run of it with its page."""
 
-import importlib
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,14 +9,11 @@ from sklearn.datasets import load_digits
 from featprop_sklearn import FeatureBackpropClassifier, GradientTrainer
 
 pytest.importorskip("captum")
-FOLDER = Path(__file__).parents[2] / "examples" / "benchmarks"
 
 
 @pytest.fixture(scope="module")
-def benchmark():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(FOLDER))
-        yield importlib.import_module("displacement")
+def benchmark(scripts):
+    return scripts("displacement")
 
 
 def test_spoilt_digits_differ_in_their_squares_and_were_right(benchmark):

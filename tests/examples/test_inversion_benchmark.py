@@ -1,22 +1,16 @@
 """The benchmark of nearest preimages: problems, rivals, oracle, bars, page."""
 
-import importlib
 import json
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-FOLDER = Path(__file__).parents[2] / "examples" / "benchmarks"
-
 
 @pytest.fixture(scope="module")
-def benchmark():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(FOLDER))
-        yield importlib.import_module("inversion")
+def benchmark(scripts):
+    return scripts("inversion")
 
 
 @pytest.fixture(scope="module")

@@ -1,11 +1,9 @@
 """The benchmark of post-training methods: settings, rivals, statistics, stored results, report."""
 
-import importlib
 import json
 import sys
 from dataclasses import replace
 from itertools import combinations, product
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -18,14 +16,10 @@ from sklearn.preprocessing import StandardScaler
 
 from featprop_sklearn import GradientTrainer
 
-FOLDER = Path(__file__).parents[2] / "examples" / "benchmarks"
-
 
 @pytest.fixture(scope="module")
-def benchmark():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(FOLDER))
-        yield importlib.import_module("post_training")
+def benchmark(scripts):
+    return scripts("post_training")
 
 
 @pytest.fixture(scope="module")

@@ -1,8 +1,6 @@
 """The published protocol: its networks, its steps, what is picked on which data, its report."""
 
-import importlib
 import sys
-from pathlib import Path
 from urllib.error import URLError
 
 import numpy as np
@@ -14,14 +12,10 @@ from sklearn.datasets import load_digits
 from featprop_sklearn import FeatureBackpropClassifier, GradientTrainer
 from featprop_sklearn.training import Component
 
-FOLDER = Path(__file__).parents[2] / "examples" / "benchmarks"
-
 
 @pytest.fixture(scope="module")
-def protocol():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(FOLDER))
-        yield importlib.import_module("published_protocol")
+def protocol(scripts):
+    return scripts("published_protocol")
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from featprop_sklearn.inspection import attribute
-from tests.inspection.relevance_networks import IMAGE, Dense, settled, vgg
+from tests.inspection.relevance_networks import IMAGE, Dense, settled
 from tests.networks.zoo import ResNet
 
 pytest.importorskip("captum")
@@ -21,16 +21,6 @@ def linear(weight):
     layer = nn.Linear(len(weight[0]), len(weight), bias=False).double()
     layer.weight.data = tensor(weight)
     return layer
-
-
-@pytest.fixture
-def network():
-    return settled(vgg())
-
-
-@pytest.fixture
-def images():
-    return torch.randn(5, *IMAGE)
 
 
 # worked examples ----------------------------------------------------------------------------

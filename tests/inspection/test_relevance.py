@@ -29,17 +29,6 @@ from tests.inspection.relevance_networks import (
 )
 from tests.networks.zoo import ResNet
 
-
-@pytest.fixture
-def network():
-    return settled(vgg())
-
-
-@pytest.fixture
-def images():
-    return torch.randn(5, *IMAGE)
-
-
 # promises -----------------------------------------------------------------------------------
 
 

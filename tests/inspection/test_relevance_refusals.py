@@ -30,16 +30,6 @@ def _registry_as_before(monkeypatch):
     monkeypatch.setattr(registry, "_RULES", dict(registry._RULES))
 
 
-@pytest.fixture
-def network():
-    return settled(vgg())
-
-
-@pytest.fixture
-def images():
-    return torch.randn(5, *IMAGE)
-
-
 # rules of one's own -------------------------------------------------------------------------
 
 

@@ -164,9 +164,8 @@ class AttributionDisplay:
         )
         self.figure_ = self.axes_[0, 0].figure
         self._draw_pictures(pictures)
-        scaled = maps / np.abs(maps).reshape(n_samples, -1).max(axis=1).clip(1e-300).reshape(
-            -1, *(1,) * (maps.ndim - 1)
-        )
+        positions = tuple(range(1, maps.ndim))
+        scaled = maps / np.abs(maps).max(axis=positions, keepdims=True).clip(1e-300)
         if is_table:
             self._draw_bars(scaled, load_pyplot().get_cmap(cmap))
         else:
@@ -178,9 +177,11 @@ class AttributionDisplay:
         return self
 
     def _draw_pictures(self, pictures: dict[str, NDArray]) -> None:
+        if not pictures:
+            return
         # from black to white whatever the colours of the page
-        ends = [(images.min(), images.max()) for images in pictures.values()]
-        low, high = (min(low for low, _ in ends), max(high for _, high in ends)) if ends else (0, 1)
+        low = min(images.min() for images in pictures.values())
+        high = max(images.max() for images in pictures.values())
         for panels, (name, images) in zip(self.axes_, pictures.items(), strict=False):
             for panel, image in zip(panels, images, strict=True):
                 shown = (image - low) / max(high - low, 1e-12)

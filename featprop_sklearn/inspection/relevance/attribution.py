@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from featprop_sklearn.data import module_device
+from featprop_sklearn.data import module_device, plain_torch
 from featprop_sklearn.inspection.relevance.classes import (
     hostile_classes,
     one_each,
@@ -125,8 +125,8 @@ class RelativeSectionalPropagation:
             fit.
         """
         _check_input(x)
-        # a caller may have switched gradients off
-        with torch.inference_mode(False), torch.enable_grad():
+        # whatever a caller has switched on or off
+        with plain_torch(), torch.enable_grad():
             found = self._attribute(x.detach().clone(), target, hostile)
         return found.to(device=x.device, dtype=x.dtype)
 
