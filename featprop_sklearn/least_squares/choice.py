@@ -16,7 +16,7 @@ from featprop_sklearn.least_squares.solver import SOLVERS, PreparedSolver, Solve
 __all__ = ["AutoSolver"]
 
 #: measured: share of a solver's further effort that others which square the condition may do with
-SHARED = 1 / 3
+SHARED = 1 / 5
 
 
 class AutoSolver(Solver):
@@ -26,7 +26,7 @@ class AutoSolver(Solver):
     them (:meth:`Solver.cost`) from sizes, λ and structure. What exceeds ``max_bytes`` is left out;
     the matrix-free solver always fits. Where the set-up of the chosen one shows that a
     sample takes longer (it has to be refined, or iterated), the next ones are compared with
-    that; a third of its further effort is expected of those that would square the condition, too.
+    that; a fifth of its further effort is expected of those that would square the condition, too.
     What was chosen and why is in ``SolveResult.reason``.
 
     Parameters

@@ -143,6 +143,7 @@ class _SparseEquations(NormalEquations):
     """Products with the CSR matrix, and its Gram matrix factorised, on the processor."""
 
     name = "sparse"
+    iteration = 1.3
     what = "linear map"
 
     def __init__(self, linear_map: LinearMap, coupled: Coupling, damping: float) -> None:
@@ -204,7 +205,7 @@ class SparseCholesky:
 
     def __init__(self, pieces: list[_Piece], order: np.ndarray) -> None:
         self.pieces = pieces
-        self.order = torch.as_tensor(order)
+        self.order = torch.from_numpy(order)
 
     @classmethod
     def attempt(
@@ -226,7 +227,7 @@ class SparseCholesky:
                 parent = int(np.searchsorted(starts, front.later[0], side="right")) - 1
                 left[parent].append((front.later, full[n:, n:] - below @ below.T))
             own = slice(front.start, front.stop)
-            pieces.append(_Piece(own, torch.as_tensor(front.later), triangle, below))
+            pieces.append(_Piece(own, torch.from_numpy(front.later), triangle, below))
         return cls(pieces, order)
 
     def solve(self, values: Tensor) -> Tensor:
@@ -252,10 +253,11 @@ def _assemble(
     column = matrix.indices[rows[0] : rows[-1]]
     row = np.repeat(np.arange(len(rows) - 1), np.diff(rows))
     open_ = column >= front.start
-    full = torch.zeros(len(unknowns), len(unknowns), dtype=torch.float64)
+    own = np.zeros((len(unknowns), len(unknowns)))
     entries = matrix.data[rows[0] : rows[-1]][open_]
-    full.numpy()[np.searchsorted(unknowns, column[open_]), row[open_]] = entries
+    own[np.searchsorted(unknowns, column[open_]), row[open_]] = entries
+    full = torch.from_numpy(own)
     for later, rest in left:
-        at = torch.as_tensor(np.searchsorted(unknowns, later))
+        at = torch.from_numpy(np.searchsorted(unknowns, later))
         full[at[:, None], at] += rest
     return full

@@ -36,7 +36,7 @@ class SpectralProduct:
             product = (self._matrices @ flat.permute(1, 3, 2, 0)).permute(3, 0, 2, 1)
             found = product if found is None else found.add_(product)
         else:
-            for column, channel in zip(self._columns, flat.split(1, dim=2), strict=True):
+            for column, channel in zip(self._columns, flat.unsqueeze(2).unbind(3), strict=True):
                 found = column * channel if found is None else found.addcmul_(column, channel)
         assert found is not None
         return found.unflatten(3, spectrum.shape[3:])

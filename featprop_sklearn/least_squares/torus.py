@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from functools import cached_property
-from math import prod
+from math import inf, prod, sqrt
 
 import torch
 from torch import Tensor
 
 from featprop_sklearn.least_squares.convolution_map import ConvolutionMap
-from featprop_sklearn.least_squares.cost import FLOPS, Cost, readable_bytes
+from featprop_sklearn.least_squares.cost import Cost, readable_bytes
 from featprop_sklearn.least_squares.linear_map import LinearMap
 from featprop_sklearn.least_squares.normal_equations import (
+    EXACT,
     Exact,
     Factor,
     Iterated,
@@ -19,30 +20,33 @@ from featprop_sklearn.least_squares.normal_equations import (
 )
 from featprop_sklearn.least_squares.solver import PreparedSolver, Solver
 from featprop_sklearn.least_squares.torus_embedding import TorusEmbedding
-from featprop_sklearn.least_squares.torus_gram import TorusGram
+from featprop_sklearn.least_squares.torus_frame_gram import FrameGram
 from featprop_sklearn.least_squares.torus_regions import Region
-from featprop_sklearn.least_squares.torus_size import seconds_of_transforms
+from featprop_sklearn.least_squares.torus_size import seconds_per_sample, seconds_to_invert
+from featprop_sklearn.least_squares.torus_strip_gram import StripGram
+from featprop_sklearn.least_squares.torus_strips import Strip
 
 __all__ = ["TorusSolver"]
 
-#: share of σ_max below which a symbol counts as singular
-SHIFT = 1e-4
+#: condition from which on a symbol counts as singular
+SINGULAR = 1e4
+#: and up to which strips serve: rounding counts there as often as its fourth power
+WELL_CONDITIONED = 50.0
 
 #: measured: seconds for the calls of a set-up, for an entry of a symbol and each of its channels,
-#: for an entry of the frame's matrix
-START, SYMBOL, ENTRY = 3e-3, 1e-9, 6e-9
-#: and for a sample's share of the calls, for each cell beside its transform, for its product with
-#: an entry of a symbol, for the cells along an axis, to the frame and back, and for an entry of
-#: the frame's factor
-CALLS, CELL, PRODUCT, EDGE, SOLVE = 5e-6, 1.4e-9, 6e-10, 3.3e-8, 6e-11
+#: for an entry of the last strip's matrix, and for a sample's share of the calls
+START, SYMBOL, ENTRY, CALLS = 3e-3, 1e-9, 6e-8, 5e-6
+#: measured: time of a call by frames, as a multiple of one by strips
+FRAMES = 1.4
 
 
 class TorusSolver(Solver):
     """Minimise ‖A d − r‖² + λ²‖d‖² for a convolution A, by transforms.
 
     The convolution is embedded in one on a torus, which is a small matrix per frequency; what
-    the torus adds lies on its frame, and is set right by one real system of the size of the
-    perimeter, factorised once (:class:`TorusGram`). Exact for any λ. Where λ = 0 and the
+    the torus adds lies around its ends, and is set right by one real system of the size of the
+    perimeter, factorised or inverted once (:class:`FrameGram`, :class:`StripGram`). Exact for
+    any λ. Where λ = 0 and the
     symbol of the convolution is singular or nearly so, the same with a little damping
     preconditions conjugate gradients, whose residual is verified (:class:`Iterated`).
 
@@ -63,15 +67,16 @@ class TorusSolver(Solver):
         """Estimate transforms, products of channels, and the system of the frame."""
         assert isinstance(linear_map, ConvolutionMap)
         torus = embedding(linear_map)
-        size, groups, frame = torus.transform.size, torus.groups, torus.frame_size
-        channels = sum(torus.channels)
-        products = groups * prod(torus.transform.half_size) * channels**2
-        set_up = START + SYMBOL * products * (channels + 1)
-        set_up += groups * (ENTRY * frame**2 + frame**3 / 3 / FLOPS)
-        per_sample = CALLS + seconds_of_transforms(groups * channels, size)
-        per_sample += groups * channels * (CELL * prod(size) + EDGE * sum(size))
-        per_sample += PRODUCT * products + SOLVE * groups * frame**2
-        return Cost(set_up, per_sample, torus.bytes_needed)
+        strips = _strips(linear_map, torus)
+        (own, other), last = strips[-1].channels, strips[-1].size
+        symbols = prod(torus.transform.half_size) * own * (own + other)
+        set_up = START + torus.groups * (
+            SYMBOL * symbols * own + ENTRY * last**2 + seconds_to_invert(last)
+        )
+        box, across = strips[-1].own.region.box, [len(strip.cells) for strip in strips]
+        sample = seconds_per_sample(torus.transform.size, (own, other), box, across)
+        per_sample = CALLS + torus.groups * sample
+        return Cost(set_up, per_sample, _bytes_needed(torus, strips))
 
     def check(self, linear_map: LinearMap) -> None:
         """Refuse what is no convolution, or one with too long a perimeter.
@@ -87,10 +92,12 @@ class TorusSolver(Solver):
         super().check(linear_map)
         assert isinstance(linear_map, ConvolutionMap)
         torus = embedding(linear_map)
-        if torus.bytes_needed > self.max_bytes:
+        strips = _strips(linear_map, torus)
+        needed = _bytes_needed(torus, strips)
+        if needed > self.max_bytes:
             raise ValueError(
-                "solver='torus' factorises a system of the perimeter of the convolution: here "
-                f"{torus.frame_size} unknowns, {readable_bytes(torus.bytes_needed)} in all, more "
+                "solver='torus' inverts a matrix of the strip around an end of the convolution: "
+                f"here {strips[-1].size} unknowns, {readable_bytes(needed)} in all, more "
                 f"than {readable_bytes(self.max_bytes)}. Use solver='auto' or solver='torch'."
             )
         return torus
@@ -100,8 +107,12 @@ class TorusSolver(Solver):
         torus = self._embed(linear_map)
         assert isinstance(linear_map, ConvolutionMap)
         equations = _OnTorus(linear_map, torus, damping)
-        exact = None if equations.symbol_is_singular() else Exact.attempt(equations)
-        return exact or Iterated(equations)
+        exact = None if equations.condition() >= SINGULAR else Exact.attempt(equations)
+        prepared = exact or Iterated(equations)
+        assert isinstance(prepared.factor, _Inverse)
+        if isinstance(prepared.factor.gram, FrameGram):
+            prepared.effort *= FRAMES
+        return prepared
 
 
 def embedding(linear_map: ConvolutionMap) -> TorusEmbedding:
@@ -110,6 +121,23 @@ def embedding(linear_map: ConvolutionMap) -> TorusEmbedding:
     if linear_map.kernel.transposed:
         inputs, outputs = outputs, inputs
     return TorusEmbedding(linear_map.kernel, inputs, outputs)
+
+
+def _strips(linear_map: LinearMap, torus: TorusEmbedding) -> list[Strip]:
+    """Return the strips on the side of the Gram matrix that is inverted."""
+    assert isinstance(linear_map, ConvolutionMap)
+    wide = linear_map.shape[0] <= linear_map.shape[1]
+    return torus.strips(of_outputs=wide != linear_map.kernel.transposed)
+
+
+def _bytes_needed(torus: TorusEmbedding, strips: list[Strip]) -> int:
+    """Return the most that the inverse of a Gram matrix takes while it is put together.
+
+    The symbols, as matrices and as they are multiplied with spectra; and the system of the frame
+    with a quarter more, or the last strip's matrix five times.
+    """
+    symbols = 2 * 16 * prod(torus.transform.half_size) * sum(torus.channels) ** 2
+    return torus.groups * (symbols + max(10 * torus.frame_size**2, 5 * 8 * strips[-1].size ** 2))
 
 
 class _OnTorus(NormalEquations):
@@ -136,13 +164,16 @@ class _OnTorus(NormalEquations):
         """Return the norm of the symbol."""
         return float(self._symbol_sizes.max())
 
-    def symbol_is_singular(self) -> bool:
-        """Whether the damped symbol is, or nearly, at some frequency."""
+    def condition(self) -> float:
+        """Return that of the symbol, damped as the convolution is."""
+        return self._condition(self.damping**2)
+
+    def _condition(self, squared_damping: float) -> float:
         symbol, of_outputs = self.torus.symbol, self.wide != self.transposed
         sizes = self._symbol_sizes
         full = symbol.shape[2 if of_outputs else 3] == sizes.shape[-1]
-        least = float(sizes.min()) ** 2 if full else 0.0
-        return least + self.damping**2 <= SHIFT**2 * float(sizes.max()) ** 2
+        least = (float(sizes.min()) ** 2 if full else 0.0) + squared_damping
+        return sqrt((float(sizes.max()) ** 2 + squared_damping) / least) if least > 0 else inf
 
     @cached_property
     def _symbol_sizes(self) -> Tensor:
@@ -150,9 +181,22 @@ class _OnTorus(NormalEquations):
         return torch.linalg.svdvals(self.torus.symbol)
 
     def factorise(self, squared_damping: float) -> _Inverse | None:
-        """Return the inverse of AA' + μ, or of A'A + μ."""
-        inverse = TorusGram(self.torus, squared_damping, of_outputs=self.wide != self.transposed)
-        return _Inverse(inverse) if inverse.regular else None
+        """Return the inverse of AA' + μ, or of A'A + μ: by strips where that is accurate."""
+        if self._condition(squared_damping) <= WELL_CONDITIONED:
+            found, probe = self._inverse(StripGram, squared_damping), self.probe()
+            # the ends may be worse conditioned than the symbol
+            if found is not None:
+                residual = self.residual(probe, found.solve(probe), squared_damping)
+                if float(residual.norm() / probe.norm()) <= EXACT:
+                    return found
+        return self._inverse(FrameGram, squared_damping)
+
+    def _inverse(self, gram: type[StripGram | FrameGram], squared_damping: float) -> _Inverse | None:
+        of_outputs = self.wide != self.transposed
+        try:
+            return _Inverse(gram(self.torus, squared_damping, of_outputs=of_outputs))
+        except torch.linalg.LinAlgError:
+            return None
 
     def invert(self, factor: Factor, rhs: Tensor) -> Tensor:
         """Solve and multiply by A', or the other way round, without leaving the torus between."""
@@ -169,7 +213,7 @@ class _OnTorus(NormalEquations):
 class _Inverse:
     """The inverse on the torus, for flat rows."""
 
-    def __init__(self, gram: TorusGram) -> None:
+    def __init__(self, gram: StripGram | FrameGram) -> None:
         self.gram = gram
 
     def solve(self, rows: Tensor, *, from_other: bool = False, to_other: bool = False) -> Tensor:

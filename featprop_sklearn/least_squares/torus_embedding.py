@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import cached_property
 from itertools import product
-from math import prod
 
 from torch import Tensor
 
@@ -13,6 +12,7 @@ from featprop_sklearn.least_squares.convolution_map import Kernel
 from featprop_sklearn.least_squares.spectral_product import SpectralProduct
 from featprop_sklearn.least_squares.torus_regions import Region
 from featprop_sklearn.least_squares.torus_size import torus_size
+from featprop_sklearn.least_squares.torus_strips import Side, Strip
 from featprop_sklearn.least_squares.torus_transform import TorusTransform
 
 __all__ = ["TorusEmbedding"]
@@ -69,13 +69,26 @@ class TorusEmbedding:
         """Outputs that do not exist, and cells around the input, of one group."""
         return self.frame_of(self.outputs) + self.frame_of(self.inputs)
 
-    @property
-    def bytes_needed(self) -> int:
-        """What the symbols of a Gram matrix's inverse and the factor of its frame take."""
-        # as matrices, and once more as they are multiplied with spectra
-        symbols = 2 * 16 * prod(self.transform.half_size) * sum(self.channels) ** 2
-        # the factor, and a quarter more while it is put together
-        return self.groups * (symbols + 10 * self.frame_size**2)
+    def strips(self, *, of_outputs: bool) -> list[Strip]:
+        """Return the strips around the ends of the axes, on the outputs' or the inputs' side."""
+        kernel = self.kernel
+        steps = [
+            [(tap * d - low) // s for tap in range(n)]
+            for n, s, d, low in zip(
+                kernel.weight.shape[2:], kernel.stride, kernel.dilation, kernel.padding, strict=True
+            )
+        ]
+        sides = [
+            Side(r, n) for r, n in zip((self.outputs, self.inputs), self.channels, strict=True)
+        ]
+        if of_outputs:
+            # an input is seen by the outputs that look ahead to it
+            reach = [(-max(ahead), -min(ahead)) for ahead in steps]
+            own, other = sides
+        else:
+            reach = [(min(ahead), max(ahead)) for ahead in steps]
+            other, own = sides
+        return [Strip(own, other, axis, reach) for axis in range(len(steps))]
 
     @cached_property
     def symbol(self) -> Tensor:

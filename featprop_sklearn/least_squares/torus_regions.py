@@ -59,6 +59,8 @@ class Region:
     ----------
     n_phases : int
         Product of the strides.
+    filled : list of tuple of int
+        By phase, the number of cells that are filled along each axis.
     slabs : list of Slab
         The frame: all cells that the array leaves free, each in one slab.
     frame_size : int
@@ -74,6 +76,7 @@ class Region:
             entries = [slice(phase, None, s) for phase, s in zip(phases, stride, strict=True)]
             filled = [len(range(n)[part]) for n, part in zip(length, entries, strict=True)]
             self._dealt.append((tuple(map(slice, filled)), tuple(entries)))
+        self.filled = [tuple(part.stop for part in cells) for cells, _ in self._dealt]
         self.slabs = [slab for phase in range(self.n_phases) for slab in self._around(phase)]
         self.frame_size = sum(slab.n_cells for slab in self.slabs)
 
@@ -100,6 +103,11 @@ class Region:
         for phase, (cells, entries) in enumerate(self._dealt):
             values[(..., *entries)] = torus[(..., phase, *cells)]  # type: ignore[index]
         return values
+
+    @property
+    def box(self) -> tuple[int, ...]:
+        """The most cells that any phase fills along each axis."""
+        return tuple(map(max, zip(*self.filled, strict=True)))
 
     def _around(self, phase: int) -> list[Slab]:
         own, slabs = [range(part.stop) for part in self._dealt[phase][0]], []

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from featprop_sklearn.least_squares.torus_regions import Region, Slab
 
-__all__ = ["FrameTransform", "TorusTransform"]
+__all__ = ["FrameTransform", "TorusTransform", "waves"]
 
 
 class TorusTransform:
@@ -100,7 +100,7 @@ class _SlabTransform:
         self._lengths = tuple(torus.size[axis] for axis in self._others)
         inside = (slice(len(cells)) for cells in slab.cells[: slab.axis])
         self._cells: tuple[Any, ...] = (..., *inside, *[slice(None)] * (dims - slab.axis))
-        self._forth, self._back = _waves(torus, slab)
+        self._forth, self._back = waves(torus, slab.axis, slab.cells[slab.axis])
 
     def back(self, frequencies: Tensor) -> Tensor:
         """Transform (..., *half_size) to the cells (..., *shape)."""
@@ -126,16 +126,20 @@ class _SlabTransform:
         return cells.to(self._forth.dtype) @ self._forth.mT
 
 
-def _waves(torus: TorusTransform, slab: Slab) -> tuple[Tensor, Tensor]:
-    """Return exp(∓2πi ωj/T) along the axis of a slab, forth and back, frequencies by cells."""
-    length, n_frequencies = torus.size[slab.axis], torus.half_size[slab.axis]
+def waves(transform: TorusTransform, axis: int, cells: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """Return exp(∓2πi ωj/T) for a few cells j of an axis, forth and back, frequencies by cells.
+
+    Along the last axis, of which half of the frequencies are kept, the real part of what comes
+    back counts.
+    """
+    length, n_frequencies = transform.size[axis], transform.half_size[axis]
     frequencies = torch.arange(n_frequencies)
-    turns = frequencies[:, None] * torch.tensor(list(slab.cells[slab.axis])) % length
+    turns = frequencies[:, None] * torch.tensor(list(cells), dtype=torch.int64) % length
     angle = turns.to(torch.float64) * (-2 * pi / length)
     forth = torch.polar(torch.ones_like(angle), angle)
     weights = torch.full((n_frequencies, 1), 1 / length, dtype=torch.float64)
-    if slab.axis == len(torus.size) - 1:
+    if axis == len(transform.size) - 1:
         # half of the frequencies stand for all: those without a partner count once
         weights[2 * frequencies % length != 0] *= 2
     back = forth.conj().resolve_conj() * weights
-    return forth.to(torus.device), back.to(torus.device)
+    return forth.to(transform.device), back.to(transform.device)

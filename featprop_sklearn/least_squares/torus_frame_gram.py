@@ -1,9 +1,11 @@
-"""(AA' + λ²)⁻¹ and (A'A + λ²)⁻¹ of a convolution, exactly, by transforms and a frame.
+"""(AA' + λ²)⁻¹ and (A'A + λ²)⁻¹ of a convolution of any condition, by transforms and a frame.
 
 On the torus (:class:`TorusEmbedding`) a convolution is one small matrix K per frequency. What
 the torus adds to the true problem lies on its frame: what stands there on the side of the Gram
 matrix is free, and multipliers keep it at zero on the other side. The optimality conditions are
-one real symmetric system of the size of the perimeter, factorised once.
+one real symmetric system of the size of the perimeter, factorised once. Rounding counts as
+often as the Gram matrix is ill-conditioned, as with any factorisation of it; where it is
+well-conditioned, :class:`StripGram` takes less.
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ from featprop_sklearn.least_squares.torus_embedding import TorusEmbedding
 from featprop_sklearn.least_squares.torus_regions import Region, Slab
 from featprop_sklearn.least_squares.torus_transform import FrameTransform
 
-__all__ = ["TorusGram"]
+__all__ = ["FrameGram"]
 
 #: complex numbers worked on at a time: what fits into a cache
 CHUNK = 1 << 17
@@ -27,7 +29,7 @@ CHUNK = 1 << 17
 BATCH = 1 << 22
 
 
-class TorusGram:
+class FrameGram:
     """The inverse of AA' + λ²I, or of A'A + λ²I.
 
     With M the symbol from the *other* side to the Gram matrix's *own* (K where that is the
@@ -44,10 +46,10 @@ class TorusGram:
     of_outputs : bool
         Whether AA' is meant, else A'A.
 
-    Attributes
-    ----------
-    regular : bool
-        Whether the system of the frame could be factorised; if not, there is no inverse.
+    Raises
+    ------
+    torch.linalg.LinAlgError
+        If the system of the frame, or a symbol, is singular.
     """
 
     def __init__(self, torus: TorusEmbedding, squared_damping: float, *, of_outputs: bool) -> None:
@@ -74,7 +76,6 @@ class TorusGram:
         framed = (self.own,) if self._aligned else (self.own, self.other)
         self._frame_transforms = [FrameTransform(torus.transform, side) for side in framed]
         self._frame = self._factorise(P, MP, MPM)
-        self.regular = self._frame.regular
 
     def solve(self, values: Tensor, *, from_other: bool = False, to_other: bool = False) -> Tensor:
         """Multiply by the inverse; before that by A' or A, or after it, if asked.
