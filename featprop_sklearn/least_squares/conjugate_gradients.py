@@ -31,12 +31,13 @@ def conjugate_gradients(
     A d = rhs, and z, which may be far larger, is never formed. Residuals are computed anew in
     every step, not carried along: what is returned is true, and a preconditioner of the same
     accuracy as M refines the answer instead of stalling. The best iterate of each sample is
-    kept.
+    kept, and samples that are done are left out once they are the half.
 
     Parameters
     ----------
     product, precondition : callable
-        Multiply by M, or by its first part, and (n_samples, n) by an approximate inverse of M.
+        Multiply (n_samples, n) by M, or by its first part, and by an approximate inverse of M:
+        any samples.
     rhs : Tensor of shape (n_samples, n)
         Right-hand sides, in the range of M.
     lift : callable, optional
@@ -63,14 +64,23 @@ def conjugate_gradients(
     least, residual = torch.ones_like(size), rhs
     waiting = torch.zeros_like(size, dtype=torch.int64)
     running = torch.ones_like(size, dtype=torch.bool)
+    found, reached, live = best.clone(), least.clone(), torch.arange(len(rhs), device=rhs.device)
     iterations = 0
     while iterations < max_iterations:
         better = precondition(residual)
         new = (residual * better).sum(dim=1)
         running &= (least > tolerance) | (new > (accuracy * x.norm(dim=1)) ** 2)
         running &= waiting < PATIENCE
-        if not running.any():
-            break
+        count = int(running.sum())
+        if count <= len(running) // 2:
+            # the others have what they shall have
+            found[live], reached[live] = best, least
+            if not count:
+                break
+            state = live, rhs, size, direction, old, x, best, least, residual, waiting, better, new
+            kept = (values[running] for values in state)
+            live, rhs, size, direction, old, x, best, least, residual, waiting, better, new = kept
+            running = running[running]
         iterations += 1
         direction = better + (new / old)[:, None] * direction
         lifted = lift(direction) if lift else direction
@@ -83,4 +93,5 @@ def conjugate_gradients(
         best = torch.where(lower[:, None], x, best)
         least = torch.where(lower, now, least)
         waiting = torch.where(lower, 0, waiting + 1)
-    return best, least, iterations
+    found[live], reached[live] = best, least
+    return found, reached, iterations

@@ -21,8 +21,9 @@ from featprop_sklearn.least_squares.solver import PreparedSolver
 
 __all__ = ["Exact", "Factor", "Iterated", "NormalEquations"]
 
-#: shares of σ_max that are added to what is singular, or nearly: the less, the fewer iterations
-SHIFTS = (1e-6, 1e-5, 1e-4)
+#: shares of σ_max that are added to what is singular, or nearly: the less, the fewer
+#: iterations, until rounding tells
+SHIFTS = (1e-7, 3e-7, 1e-6, 1e-5, 1e-4)
 #: relative residual of the normal equations that counts as exact, and as solved
 EXACT = 1e-11
 SOLVED = 1e-10
@@ -30,9 +31,12 @@ SOLVED = 1e-10
 ACCURATE = 1e-11
 MAX_REFINEMENTS = 2
 MAX_ITERATIONS = 200
-#: error of a known answer that shows that a preconditioner serves, found in so many iterations
+#: error of known answers, so many, that shows that a preconditioner serves, found in so many
+#: iterations; where it takes no more than a few, no better one is looked for
 SERVES = 1e-8
+N_TRIED = 16
 MAX_TRIALS = 40
+FEW = 3
 #: passes of a solve that is not known to end soon
 MANY = 100.0
 
@@ -105,23 +109,20 @@ class NormalEquations(ABC):
         """Multiply by A'A + λ²."""
         return self.adjoint(self.apply(rows)) + self.damping**2 * rows
 
-    def probe(self) -> Tensor:
-        """Return a row for AA' or A'A of any values, not only those that A or A' gives.
+    def probe(self, n_rows: int = 1) -> Tensor:
+        """Return rows for AA' or A'A of any values, not only those that A or A' gives.
 
         A singular system shows by it.
         """
         generator = torch.Generator().manual_seed(0)
         size = min(self.linear_map.shape)
-        row = torch.randn(1, size, generator=generator, dtype=torch.float64)
-        return self.rows(row.to(self.linear_map.device))
+        rows = torch.randn(n_rows, size, generator=generator, dtype=torch.float64)
+        return self.rows(rows.to(self.linear_map.device))
 
     def residual(self, wanted: Tensor, found: Tensor, squared_damping: float) -> Tensor:
         """Return w − (AA' + μ) z if A is wide, w − (A'A + μ) z if it is tall."""
-        if self.wide:
-            product = self.apply(self.adjoint(found))
-        else:
-            product = self.adjoint(self.apply(found))
-        return wanted - product - squared_damping * found
+        first, second = (self.adjoint, self.apply) if self.wide else (self.apply, self.adjoint)
+        return wanted - second(first(found)) - squared_damping * found
 
     def result(self, solution: Tensor, **details: object) -> SolveResult:
         """Give the solution its shape, where the map is."""
@@ -190,7 +191,7 @@ class Iterated(PreparedSolver):
 
     For λ > 0 on (A'A + λ²) d = A'r. For λ = 0 and full rank on A A' z = r, d = A'z, if A is
     wide, where the residual r − A d is as small as rounding of A d, and shows the error of d; on
-    A'A d = A'r if it is tall. A probe finds the least damping that serves. Where none does, A is
+    A'A d = A'r if it is tall. Trials find the least damping that serves best. Where none does, A is
     rank-deficient as far as can be told: then A'A d = A'r, preconditioned by A'(AA' + μ)⁻²A
     or A'A (A'A + μ)⁻², which keep what A does not see out of d, so that its norm is least.
     """
@@ -203,10 +204,20 @@ class Iterated(PreparedSolver):
         if equations.damping > 0:
             self._factorise(max(SHIFTS[-1], equations.damping / self.norm))
             return
+        fewest, chosen = MAX_TRIALS + 1, None
         for shift in SHIFTS:
-            if self._factorise(shift) and self._serves():
-                return
-        self.deficient, self.effort = True, MANY
+            iterations = self._trial() if self._factorise(shift) else None
+            if iterations is not None and iterations < fewest:
+                fewest, chosen = iterations, shift
+            elif chosen is not None:
+                self._factorise(chosen)
+                break
+            if fewest <= FEW:
+                break
+        if chosen is None:
+            self.deficient = True
+        else:
+            self.effort = 1.0 + equations.iteration * fewest
 
     def solve(self, rhs: Tensor) -> SolveResult:
         """Solve for a batch of right-hand sides, until the residual is verified small."""
@@ -229,16 +240,17 @@ class Iterated(PreparedSolver):
         self.factor, self.square = factor, (shift * self.norm) ** 2
         return True
 
-    def _serves(self) -> bool:
-        """Whether a system of known answer is solved: any r of a wide A, any d of a tall one."""
+    def _trial(self) -> int | None:
+        """Return in how many iterations a known answer is found: any r, or any d of a tall A."""
         equations = self.equations
-        probe = equations.probe()
+        probe = equations.probe(N_TRIED)
         rows = probe if equations.wide else equations.apply(probe)
         found, residual, iterations = self._solve(rows, MAX_TRIALS)
-        self.effort = 1.0 + equations.iteration * iterations
         if equations.wide:
-            return float(residual.max()) <= SOLVED
-        return float((found - probe).norm() / probe.norm()) <= SERVES
+            serves = float(residual.max()) <= SOLVED
+        else:
+            serves = bool(((found - probe).norm(dim=1) <= SERVES * probe.norm(dim=1)).all())
+        return iterations if serves else None
 
     def _solve(self, rows: Tensor, max_iterations: int) -> tuple[Tensor, Tensor, int]:
         equations = self.equations

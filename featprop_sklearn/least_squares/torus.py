@@ -39,6 +39,8 @@ START, SYMBOL, ENTRY, CALLS = 3e-3, 1e-9, 6e-8, 5e-6
 #: measured: time of a call by frames, as a multiple of one by strips
 FRAMES = 1.4
 
+Gram = StripGram | FrameGram
+
 
 class TorusSolver(Solver):
     """Minimise ‖A d − r‖² + λ²‖d‖² for a convolution A, by transforms.
@@ -191,7 +193,7 @@ class _OnTorus(NormalEquations):
                     return found
         return self._inverse(FrameGram, squared_damping)
 
-    def _inverse(self, gram: type[StripGram | FrameGram], squared_damping: float) -> _Inverse | None:
+    def _inverse(self, gram: type[Gram], squared_damping: float) -> _Inverse | None:
         of_outputs = self.wide != self.transposed
         try:
             return _Inverse(gram(self.torus, squared_damping, of_outputs=of_outputs))
@@ -213,7 +215,7 @@ class _OnTorus(NormalEquations):
 class _Inverse:
     """The inverse on the torus, for flat rows."""
 
-    def __init__(self, gram: StripGram | FrameGram) -> None:
+    def __init__(self, gram: Gram) -> None:
         self.gram = gram
 
     def solve(self, rows: Tensor, *, from_other: bool = False, to_other: bool = False) -> Tensor:

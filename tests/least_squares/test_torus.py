@@ -244,30 +244,49 @@ def test_too_long_a_strip_is_refused():
 
 def test_conjugate_gradients_keep_the_best_and_say_how_good():
     generator = torch.Generator().manual_seed(0)
-    root = torch.randn(4, 12, 12, generator=generator).double()
-    matrix = root @ root.mT
-    x = torch.randn(4, 12, generator=generator).double()
-    rhs = (matrix @ x[..., None])[..., 0]
-
-    def product(rows):
-        return (matrix @ rows[..., None])[..., 0]
+    root = torch.randn(12, 12, generator=generator).double()
+    matrix = root @ root.T
+    x = torch.randn(5, 12, generator=generator).double()
+    # two that are solved at once, by an eigenvector each, while the others go on
+    x[:2] = torch.linalg.eigh(matrix).eigenvectors[:, :2].T
+    rhs = x @ matrix
 
     found, residual, iterations = conjugate_gradients(
-        product, lambda rows: rows, rhs, tolerance=1e-12, max_iterations=500
+        lambda rows: rows @ matrix, lambda rows: rows, rhs, tolerance=1e-12, max_iterations=500
     )
-    true = (rhs - product(found)).norm(dim=1) / rhs.norm(dim=1)
+    true = (rhs - found @ matrix).norm(dim=1) / rhs.norm(dim=1)
     torch.testing.assert_close(residual, true, rtol=1e-6, atol=1e-15)
     assert residual.max() < 1e-8
+    assert iterations > 10
     exact = torch.linalg.inv(matrix)
     _, residual, iterations = conjugate_gradients(
-        product,
-        lambda rows: (exact @ rows[..., None])[..., 0],
+        lambda rows: rows @ matrix,
+        lambda rows: rows @ exact,
         rhs,
         tolerance=1e-12,
         max_iterations=500,
     )
     assert residual.max() <= 1e-12
     assert iterations <= 3
+
+
+def test_conjugate_gradients_go_on_with_those_that_need_it():
+    matrix = torch.diag(torch.linspace(1, 100, 30).double())
+    eye = torch.eye(30).double()
+    rhs = torch.cat([eye[:5], torch.ones(1, 30).double(), eye[5:8]])
+    sizes = []
+
+    def product(rows):
+        sizes.append(len(rows))
+        return rows @ matrix
+
+    found, residual, _ = conjugate_gradients(
+        product, lambda rows: rows, rhs, tolerance=1e-10, max_iterations=100
+    )
+    torch.testing.assert_close(found, rhs / matrix.diagonal(), rtol=1e-8, atol=1e-12)
+    assert residual.max() <= 1e-10
+    assert sizes[0] == 9
+    assert set(sizes[2:]) == {1}
 
 
 @pytest.mark.parametrize(("accuracy", "most"), [(1e-3, 2), (1e-6, 4), (1e-9, 4)])
