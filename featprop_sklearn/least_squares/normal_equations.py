@@ -10,6 +10,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from typing import Any, ClassVar, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -114,9 +115,8 @@ class NormalEquations(ABC):
 
         A singular system shows by it.
         """
-        generator = torch.Generator().manual_seed(0)
-        size = min(self.linear_map.shape)
-        rows = torch.randn(n_rows, size, generator=generator, dtype=torch.float64)
+        size = n_rows, min(self.linear_map.shape)
+        rows = torch.from_numpy(np.random.default_rng(0).standard_normal(size))
         return self.rows(rows.to(self.linear_map.device))
 
     def residual(self, wanted: Tensor, found: Tensor, squared_damping: float) -> Tensor:

@@ -33,7 +33,8 @@ class SpectralProduct:
         flat = spectrum.flatten(3)
         found = None if onto is None else onto.flatten(3)
         if self._matrices is not None:
-            product = (self._matrices @ flat.permute(1, 3, 2, 0)).permute(3, 0, 2, 1)
+            by_frequency = flat.permute(1, 3, 2, 0).contiguous()
+            product = (self._matrices @ by_frequency).permute(3, 0, 2, 1)
             found = product if found is None else found.add_(product)
         else:
             for column, channel in zip(self._columns, flat.unsqueeze(2).unbind(3), strict=True):

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from featprop_sklearn.least_squares.quasi_definite import quasi_definite_inverse
+from featprop_sklearn.least_squares.torus_regions import steps_between
 from featprop_sklearn.least_squares.torus_strips import Kernels, Strip
 from featprop_sklearn.least_squares.torus_transform import TorusTransform, waves
 
@@ -168,11 +169,8 @@ class AxisEnd:
 
         Its rows and its columns are those of the strip or those of the array.
         """
-        to_cells, of_cells = (
-            torch.tensor(list(self.strip.cells if is_strip else self._array), dtype=torch.int64)
-            for is_strip in (to_strip, of_strip)
-        )
-        apart = ((to_cells[:, None] - of_cells) % rows.shape[1]).to(rows.device)
+        to, of = (self.strip.cells if strip else self._array for strip in (to_strip, of_strip))
+        apart = steps_between(to, of, rows.shape[1]).to(rows.device)
         channels = self.strip.own.channels
         shaped = rows[:, apart].unflatten(5, (-1, channels)).unflatten(4, (-1, channels))
         # from (groups, to, of, frequencies, before, channels, before, channels)

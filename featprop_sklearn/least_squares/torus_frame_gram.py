@@ -18,7 +18,7 @@ from torch import Tensor
 from featprop_sklearn.least_squares.quasi_definite import QuasiDefinite
 from featprop_sklearn.least_squares.spectral_product import SpectralProduct
 from featprop_sklearn.least_squares.torus_embedding import TorusEmbedding
-from featprop_sklearn.least_squares.torus_regions import Region, Slab
+from featprop_sklearn.least_squares.torus_regions import Region, Slab, steps_between
 from featprop_sklearn.least_squares.torus_transform import FrameTransform
 
 __all__ = ["FrameGram"]
@@ -168,10 +168,10 @@ class FrameGram:
         dims = len(size)
         steps = []
         for axis, n in enumerate(size):
-            to, of = (torch.tensor(list(slab.cells[axis])) for slab in (row, column))
+            apart = steps_between(row.cells[axis], column.cells[axis], n).to(kernels.device)
             shape = [1] * (2 * dims)
-            shape[axis], shape[dims + axis] = len(to), len(of)
-            steps.append(((to[:, None] - of) % n).reshape(shape).to(kernels.device))
+            shape[axis], shape[dims + axis] = apart.shape
+            steps.append(apart.reshape(shape))
         block = kernels[(..., *steps)]  # type: ignore[index]
         block = block.reshape(*kernels.shape[:3], row.n_cells, column.n_cells)
         return block.transpose(2, 3)

@@ -7,9 +7,11 @@ from dataclasses import dataclass
 from itertools import product
 from math import prod
 
+import numpy as np
+import torch
 from torch import Tensor
 
-__all__ = ["Region", "Slab"]
+__all__ = ["Region", "Slab", "steps_between"]
 
 
 @dataclass(frozen=True)
@@ -115,3 +117,9 @@ class Region:
             beyond = [range(n) for n in self.size[axis + 1 :]]
             slabs.append(Slab(phase, axis, (*own[:axis], range(len(cells), length), *beyond)))
         return [slab for slab in slabs if slab.n_cells]
+
+
+def steps_between(to: Sequence[int], of: Sequence[int], length: int) -> Tensor:
+    """Return the steps to each of some cells from each of others, once round at most."""
+    steps = np.array(to, dtype=np.int64)[:, None] - np.array(of, dtype=np.int64)
+    return torch.from_numpy(steps % length)

@@ -6,10 +6,11 @@ from collections.abc import Sequence
 from itertools import product
 from math import prod
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from featprop_sklearn.least_squares.torus_regions import Region
+from featprop_sklearn.least_squares.torus_regions import Region, steps_between
 from featprop_sklearn.least_squares.torus_transform import TorusTransform
 
 __all__ = ["Kernels", "Side", "Strip"]
@@ -51,15 +52,13 @@ class Side:
         Tensor of shape (n,)
             Where (*box, channels, cells), flat, is on the frame.
         """
-        phases = torch.arange(self.channels) % self.region.n_phases
-        filled = torch.tensor(self.region.filled)[phases]
-        at = torch.tensor(list(cells), dtype=torch.int64) % self.region.size[axis]
-        found = at >= filled[:, axis, None]
+        filled = np.resize(self.region.filled, (self.channels, len(self.region.size)))
+        found = np.array(cells, dtype=np.int64) % self.region.size[axis] >= filled[:, axis, None]
         for before in reversed(range(axis)):
-            inside = torch.arange(self.region.box[before])[:, None] < filled[:, before]
+            inside = np.arange(self.region.box[before])[:, None] < filled[:, before]
             inside = inside.reshape(len(inside), *[1] * (axis - 1 - before), self.channels, 1)
             found = inside & found
-        return found.flatten().nonzero().flatten()
+        return torch.from_numpy(np.flatnonzero(found))
 
 
 class Strip:
@@ -134,8 +133,7 @@ class Strip:
             cells = transform.back(cells)
         else:
             cells = torch.fft.ifftn(cells, dim=tuple(range(3, 4 + axis)))
-        to, of = (torch.tensor(list(c), dtype=torch.int64) for c in (self._frame, self.cells))
-        apart = ((to[:, None] - of) % size[axis]).to(cells.device)
+        apart = steps_between(self._frame, self.cells, size[axis]).to(cells.device)
         found = {}
         for steps in product(*map(self._steps, range(axis))):
             kernel = cells

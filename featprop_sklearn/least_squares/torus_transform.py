@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from math import pi
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -133,13 +133,12 @@ def waves(transform: TorusTransform, axis: int, cells: Sequence[int]) -> tuple[T
     back counts.
     """
     length, n_frequencies = transform.size[axis], transform.half_size[axis]
-    frequencies = torch.arange(n_frequencies)
-    turns = frequencies[:, None] * torch.tensor(list(cells), dtype=torch.int64) % length
-    angle = turns.to(torch.float64) * (-2 * pi / length)
-    forth = torch.polar(torch.ones_like(angle), angle)
-    weights = torch.full((n_frequencies, 1), 1 / length, dtype=torch.float64)
+    frequencies = np.arange(n_frequencies)
+    turns = frequencies[:, None] * np.array(cells, dtype=np.int64) % length
+    forth = np.exp(-2j * np.pi / length * turns)
+    weights = np.full(n_frequencies, 1 / length)
     if axis == len(transform.size) - 1:
         # half of the frequencies stand for all: those without a partner count once
         weights[2 * frequencies % length != 0] *= 2
-    back = forth.conj().resolve_conj() * weights
-    return forth.to(transform.device), back.to(transform.device)
+    back = forth.conj() * weights[:, None]
+    return torch.from_numpy(forth).to(transform.device), torch.from_numpy(back).to(transform.device)

@@ -332,10 +332,10 @@ def test_a_layer_inverted_by_it(layer):
 
 def test_auto_takes_the_matrix_where_the_torus_would_have_to_iterate():
     torch.manual_seed(0)
-    layer = nn.Conv2d(4, 4, 3, padding=1).double().requires_grad_(False)
+    layer = nn.Conv2d(2, 2, 5, padding=2).double().requires_grad_(False)
     layer.weight -= layer.weight.mean(dim=(2, 3), keepdim=True)  # nothing passes at frequency 0
-    linear_map = convolution_map(layer, (4, 24, 24))
+    linear_map = convolution_map(layer, (2, 24, 24))
     rhs = torch.randn(1, *linear_map.out_shape).double()
     assert AutoSolver().choose(linear_map, 0.0) == "torus"
     solvers = [AutoSolver().prepare(linear_map, damping) for damping in (0.0, 0.1)]
-    assert [solver.solve(rhs).solver for solver in solvers] == ["sparse", "torus"]
+    assert [solver.solve(rhs).solver for solver in solvers] == ["direct", "torus"]
