@@ -13,12 +13,14 @@ from featprop_sklearn.data.row_store import RowStore
 from featprop_sklearn.data.sources import DatasetSource, find_source, is_large
 from featprop_sklearn.data.tensors import (
     batches,
+    double_device,
     module_device,
     module_dtype,
     plain_torch,
     resolve_device,
     spread_rows,
     to_array,
+    to_double,
     to_tensor,
 )
 from featprop_sklearn.data.validation import check_rows, check_samples, shape_samples, without_torch
@@ -35,6 +37,7 @@ __all__ = [
     "check_rows",
     "check_samples",
     "check_whole",
+    "double_device",
     "find_source",
     "is_large",
     "is_named",
@@ -48,6 +51,7 @@ __all__ = [
     "spread_rows",
     "take_rows",
     "to_array",
+    "to_double",
     "to_inputs",
     "to_tensor",
     "without_torch",

@@ -107,11 +107,6 @@ class TensorRows:
         """As that of a tensor."""
         return self.rows.shape
 
-    @property
-    def is_cuda(self) -> bool:
-        """As that of a tensor."""
-        return self.device.type == "cuda"
-
     def __len__(self) -> int:
         return len(self.rows)
 

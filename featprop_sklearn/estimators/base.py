@@ -29,8 +29,10 @@ from featprop_sklearn.data import (
     to_array,
     to_inputs,
     to_tensor,
+    without_torch,
 )
 from featprop_sklearn.estimators.checks import (
+    check_outputs,
     checked_batch_size,
     checked_fraction,
     checked_trainer,
@@ -196,8 +198,10 @@ class FeatureBackpropBase(SharedParameters, TakesSamples, ABC):
         random_state = check_random_state(self.random_state)
         given = self._weighted(samples, self._check_y(samples, y), sample_weight)
         training, held_out = self._hold_out(given, random_state)
-        interrupted = self._set_up(given, training, held_out, trainer, goes_on, random_state)
-        self._post_train(training, held_out, trainer, random_state, interrupted)
+        examples, interrupted = self._set_up(
+            given, training, held_out, trainer, goes_on, random_state
+        )
+        self._post_train(examples, training, held_out, trainer, random_state, interrupted)
         self.report_["seconds"] = time.perf_counter() - started
         return self
 
@@ -212,11 +216,14 @@ class FeatureBackpropBase(SharedParameters, TakesSamples, ABC):
         random_state = check_random_state(self.random_state)
         given = self._weighted(samples, self._check_y(samples, y), sample_weight)
         history, interrupted = ([] if first else self.history_), False
+        examples = None
         if first:
-            interrupted = self._set_up(given, given, None, trainer, False, random_state)
+            examples, interrupted = self._set_up(given, given, None, trainer, False, random_state)
         seen, self._chunks_seen = self._chunks_seen, self._chunks_seen + 1
         random_state = check_random_state(_draw_seed(random_state) ^ seen)
-        self._post_train(given, None, trainer, random_state, interrupted, chunk=self._chunk_sums)
+        self._post_train(
+            examples, given, None, trainer, random_state, interrupted, chunk=self._chunk_sums
+        )
         self.history_ = history + self.history_
         self.n_iter_ = _epochs(self.history_)
         self.report_["seconds"] = time.perf_counter() - started
@@ -224,9 +231,8 @@ class FeatureBackpropBase(SharedParameters, TakesSamples, ABC):
 
     def _weighted(self, samples: Samples, y: NDArray, sample_weight: ArrayLike | None) -> _Given:
         """Return the rows that count; a row of zero weight is as good as absent."""
-        weights = _check_sample_weight(
-            sample_weight, samples, dtype=np.float64, ensure_non_negative=True
-        )
+        weights = without_torch(sample_weight, "sample_weight")
+        weights = _check_sample_weight(weights, samples, dtype=np.float64, ensure_non_negative=True)
         given = _Given(samples, y, weights).where(weights > 0)
         factors = self._class_weights(given.y, given.weights)
         if not (factors > 0).any():
@@ -244,8 +250,11 @@ class FeatureBackpropBase(SharedParameters, TakesSamples, ABC):
         trainer: Trainer,
         goes_on: bool,
         random_state: np.random.RandomState,
-    ) -> bool:
-        """Set ``module_``, ``split_`` and the meaning of the outputs; return if interrupted."""
+    ) -> tuple[Tensor, bool]:
+        """Set ``module_``, ``split_`` and the meaning of the outputs.
+
+        Return the rows that the network was read on, and whether its training was interrupted.
+        """
         interrupted = False
         if goes_on:
             network = Network(self.module_)
@@ -265,7 +274,9 @@ class FeatureBackpropBase(SharedParameters, TakesSamples, ABC):
         chain = build_chain(module, x)
         splits = resolve_splits(self.split, chain)
         spread = training[spread_rows(len(training.y))]
-        outputs = self._outputs(module, self._inputs(spread.samples, module))
+        inputs = self._inputs(spread.samples, module)
+        outputs = self._outputs(module, inputs)
+        check_outputs(module, inputs, outputs)
         task = (
             self._output_targets.task if goes_on else self._read_labels(given.y, outputs, network)
         )
@@ -278,7 +289,7 @@ class FeatureBackpropBase(SharedParameters, TakesSamples, ABC):
         self._chunks_seen = 0
         self._chunk_sums = {}
         self.split_ = splits if _is_several(self.split) else splits[0]
-        return interrupted
+        return x, interrupted
 
     def _pretrain(
         self,
@@ -308,6 +319,7 @@ class FeatureBackpropBase(SharedParameters, TakesSamples, ABC):
 
     def _post_train(
         self,
+        examples: Tensor | None,
         training: _Given,
         held_out: _Given | None,
         trainer: Trainer,
@@ -326,7 +338,9 @@ class FeatureBackpropBase(SharedParameters, TakesSamples, ABC):
         try:
             if interrupted:
                 raise KeyboardInterrupt
-            chain = build_chain(self.module_, data.inputs[:8])
+            # the same rows as before: others may lead another way, past other splits
+            chain = build_chain(self.module_, data.inputs[:8] if examples is None else examples)
+            splits = resolve_splits(splits, chain)
             batch_size = self._rows_at_a_time(len(data))
             # targets that are shown, and not trained on, need not be those of every row
             shown = data if trainer.needs_targets else data.take(spread_rows(len(data)))

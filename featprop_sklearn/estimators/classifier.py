@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any, Self
 
 import numpy as np
@@ -13,8 +14,9 @@ from sklearn.utils.multiclass import check_classification_targets, type_of_targe
 from sklearn.utils.validation import check_array, column_or_1d
 from torch import Tensor
 
-from featprop_sklearn.data import to_array
+from featprop_sklearn.data import to_array, without_torch
 from featprop_sklearn.estimators.base import FeatureBackpropBase
+from featprop_sklearn.estimators.checks import check_no_label_missing
 from featprop_sklearn.estimators.samples import Samples, with_labels
 from featprop_sklearn.least_squares import Solver
 from featprop_sklearn.networks import Network
@@ -84,7 +86,8 @@ class FeatureBackpropClassifier(ClassifierMixin, FeatureBackpropBase):
     batch_size : int or "auto", default="auto"
         Rows worked on at a time; "auto" is all rows for the default network, else 256.
     device : str, default="auto"
-        A torch device; "auto" is CUDA where there is one.
+        A torch device; "auto" is the accelerator that torch finds (CUDA, for one) where it
+        has float64, else the CPU.
     warm_start : bool, default=False
         Whether ``fit`` goes on from ``module_``.
     memory : str or joblib.Memory, default=None
@@ -360,6 +363,8 @@ class FeatureBackpropClassifier(ClassifierMixin, FeatureBackpropBase):
                 f"This {type(self).__name__} estimator requires y to be passed, but the target y "
                 "is None."
             )
+        y = without_torch(y, "y")
+        check_no_label_missing(y)
         check_classification_targets(y)
         if type_of_target(y, input_name="y").startswith("multilabel"):
             labels = check_array(y, dtype=None, input_name="y")
@@ -399,6 +404,14 @@ class FeatureBackpropClassifier(ClassifierMixin, FeatureBackpropBase):
             known = None if y.ndim == 2 else network.classes
             self._class_map = resolve_classes(y, width, self._given_classes(), known)
         self.classes_ = self._class_map.classes
+        if y.ndim == 2 and y.shape[1] > 2 and (np.count_nonzero(y, axis=1) == 1).all():
+            warnings.warn(
+                f"Every row of y has a single 1, and is taken as {y.shape[1]} labels, each a "
+                "decision of its own. If these are classes of which a sample has one, pass "
+                "y.argmax(axis=1).",
+                UserWarning,
+                stacklevel=6,
+            )
         return self._class_map.task
 
     def _make_output_targets(

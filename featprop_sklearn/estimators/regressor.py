@@ -10,7 +10,7 @@ from sklearn.base import RegressorMixin
 from sklearn.utils.validation import check_array, column_or_1d
 from torch import Tensor
 
-from featprop_sklearn.data import to_array
+from featprop_sklearn.data import to_array, without_torch
 from featprop_sklearn.estimators.base import FeatureBackpropBase
 from featprop_sklearn.estimators.samples import Samples, with_labels
 from featprop_sklearn.least_squares import Solver
@@ -53,7 +53,8 @@ class FeatureBackpropRegressor(RegressorMixin, FeatureBackpropBase):
     batch_size : int or "auto", default="auto"
         Rows worked on at a time; "auto" is all rows for the default network, else 256.
     device : str, default="auto"
-        A torch device; "auto" is CUDA where there is one.
+        A torch device; "auto" is the accelerator that torch finds (CUDA, for one) where it
+        has float64, else the CPU.
     warm_start : bool, default=False
         Whether ``fit`` goes on from ``module_``.
     memory : str or joblib.Memory, default=None
@@ -243,7 +244,8 @@ class FeatureBackpropRegressor(RegressorMixin, FeatureBackpropBase):
                 f"This {type(self).__name__} estimator requires y to be passed, but the target y "
                 "is None."
             )
-        values = check_array(y, ensure_2d=False, dtype=np.float64, input_name="y")
+        values = without_torch(y, "y")
+        values = check_array(values, ensure_2d=False, dtype=np.float64, input_name="y")
         if values.ndim == 2 and values.shape[1] == 1:
             values = column_or_1d(values, warn=True)
         if len(values) != len(samples):

@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from featprop_sklearn.data import batches, plain_torch
+from featprop_sklearn.data import batches, plain_torch, to_array
 from featprop_sklearn.inspection import captum_methods
 from featprop_sklearn.inspection.arguments import check_integer
 from featprop_sklearn.inspection.attribution_result import AttributionResult, column_names
@@ -115,7 +115,7 @@ def attribute(
         residual=residual,
         target=question.labels[question.target.cpu().numpy()],
         method=method if isinstance(method, str) else _name(method),
-        inputs=question.x.cpu().numpy(),
+        inputs=to_array(question.x),
         feature_names=column_names(X),
     )
 
@@ -166,11 +166,29 @@ def _answer(
     for rows in batches(len(question.x), batch_size):
         of_rows = {name: values[rows] for name, values in each.items()}
         x = question.x[rows].clone()
-        found = function(question.model, x, question.target[rows], **of_rows, **shared)
+        try:
+            found = function(question.model, x, question.target[rows], **of_rows, **shared)
+        except RuntimeError as error:
+            if _follows(question.model, question.x[rows]):
+                raise
+            raise ValueError(
+                f"{_name(function)} needs derivatives, and none leads from the network's outputs "
+                "to X: detach(), torch.no_grad(), torch.inference_mode() or numpy in its forward "
+                "cut them off. Remove that, or use method='occlusion'."
+            ) from error
         values, residual = found if isinstance(found, tuple) else (found, np.full(len(x), np.nan))
         maps.append(_as_maps(values, x))
         residuals.append(_as_array(residual))
     return np.concatenate(maps), np.concatenate(residuals)
+
+
+def _follows(model: Explained, x: Tensor) -> bool:
+    """Return whether the outputs have derivatives with respect to the inputs."""
+    x = x.clone().requires_grad_()
+    output = model(x)
+    return output.requires_grad and (
+        torch.autograd.grad(output.sum(), x, allow_unused=True)[0] is not None
+    )
 
 
 def _as_maps(values: Any, x: Tensor) -> NDArray:

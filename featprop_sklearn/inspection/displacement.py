@@ -12,7 +12,7 @@ from numpy.typing import ArrayLike
 from sklearn.exceptions import ConvergenceWarning
 from torch import Tensor, nn
 
-from featprop_sklearn.data import batches, plain_torch, to_array
+from featprop_sklearn.data import batches, plain_torch, to_array, to_double
 from featprop_sklearn.estimators.samples import with_labels
 from featprop_sklearn.inspection.arguments import check_integer, is_number
 from featprop_sklearn.inspection.attribution_result import AttributionResult, column_names
@@ -160,12 +160,11 @@ def _displacements(
 
 def _precise(module: nn.Module, split: str, x: Tensor) -> Upstream:
     """Return the part of a network before a split in float64, or, if it refuses that, its own."""
-    twin = private_copy(module).requires_grad_(False)
     dtype = x.dtype
     try:
-        chain = build_chain(twin.double(), x.double())
+        chain = build_chain(to_double(_frozen(module)), x.double())
     except ValueError:
-        chain = build_chain(twin.to(dtype), x)
+        chain = build_chain(_frozen(module), x)
         part = chain[: chain.names.index(split) + 1]
         return lambda inputs: part(inputs.to(dtype))
     return chain[: chain.names.index(split) + 1]
@@ -239,3 +238,7 @@ def _check_options(damping: Any, n_steps: Any) -> None:
     if not is_number(damping) or damping < 0:
         raise ValueError(f"damping must be a number of at least 0; got {damping!r}.")
     check_integer("n_steps", n_steps)
+
+
+def _frozen(module: nn.Module) -> nn.Module:
+    return private_copy(module).requires_grad_(False)

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from sklearn.utils.validation import check_is_fitted
 from torch import Tensor, nn
 
-from featprop_sklearn.data import batches, module_device, module_dtype, to_tensor
+from featprop_sklearn.data import batches, double_device, module_device, module_dtype, to_tensor
 from featprop_sklearn.estimators import FeatureBackpropClassifier, FeatureBackpropRegressor
 from featprop_sklearn.inspection.relevance.classes import (
     RIVALS,
@@ -184,7 +184,7 @@ def ask(estimator: Any, X: Any, target: Any, batch_size: int) -> Question:
     network, x = source_network(estimator), _inputs(estimator, X)
     labels = _labels(estimator)
     two_sided = labels is not None and estimator._class_map.task == "binary"
-    model = Explained(private_copy(network), x, two_sided=two_sided)
+    model = Explained(private_copy(network).to(x.device), x, two_sided=two_sided)
     logits = model.all_logits(x, batch_size)
     encode = _encoder(estimator) if labels is not None else _as_given
     found = target_classes(encode(target), logits)
@@ -215,7 +215,7 @@ def _inputs(estimator: Any, X: Any) -> Tensor:
         return estimator._inputs(estimator._known_samples(X), estimator.module_)[:]
     network = as_network(estimator).module
     rows = X.detach().cpu() if isinstance(X, Tensor) else X
-    x = to_tensor(rows, module_dtype(network), module_device(network))
+    x = to_tensor(rows, module_dtype(network), double_device(module_device(network)))
     if x.ndim < 2 or len(x) == 0 or not bool(x.isfinite().all()):
         what = "NaN or infinite entries" if x.ndim > 1 and len(x) else f"shape {tuple(x.shape)}"
         raise ValueError(

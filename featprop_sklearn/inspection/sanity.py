@@ -235,8 +235,7 @@ def _randomised(
     for number, path in enumerate(paths):
         if not cumulative:
             changed, network = on_a_copy(estimator)
-        with random_state_kept(module_device(network)):
-            torch.manual_seed(seed + number)
+        with random_state_kept(module_device(network), seed + number):
             _initialise(network.get_submodule(path))
         yield path, changed
 
@@ -249,5 +248,5 @@ def _initialise(layer: nn.Module) -> None:
         reset()
         return
     for parameter in layer.parameters(recurse=False):
-        mixed = parameter.flatten()[torch.randperm(parameter.numel())]
+        mixed = parameter.flatten()[torch.randperm(parameter.numel(), device="cpu")]
         parameter.copy_(mixed.reshape(parameter.shape))

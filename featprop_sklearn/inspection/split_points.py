@@ -20,6 +20,7 @@ from featprop_sklearn.data import (
 from featprop_sklearn.inversion import condition_of, inversion_method
 from featprop_sklearn.networks import (
     Chain,
+    WatchedRun,
     affine_sites,
     as_network,
     build_chain,
@@ -57,6 +58,11 @@ def split_points(module: object, X: Any) -> list[str]:
     ValueError
         If the network refuses the samples.
 
+    Notes
+    -----
+    The network runs on two rows and on one of them. Parts of it run again if what was seen leaves
+    a doubt: where values leave torch, as in ``if x.max() > 1``, or modules hand on what they got.
+
     Examples
     --------
     >>> import numpy as np
@@ -66,7 +72,10 @@ def split_points(module: object, X: Any) -> list[str]:
     >>> split_points(net, np.zeros((2, 4)))
     ['0', '1', '2']
     """
-    return chain_splits(_chain(module, X)[0])
+    run = WatchedRun()
+    network, x = _network(module, X, run)
+    names = run.splits(network)
+    return chain_splits(_chain(network, x)) if names is None else names
 
 
 def describe(module: object, X: Any, *, iterate: bool = False) -> pd.DataFrame:
@@ -98,7 +107,8 @@ def describe(module: object, X: Any, *, iterate: bool = False) -> pd.DataFrame:
     ValueError
         If the network refuses the samples.
     """
-    chain, x = _chain(module, X)
+    network, x = _network(module, X)
+    chain = _chain(network, x)
     splits = set(chain_splits(chain))
     refitted = dict.fromkeys(range(len(chain)), 0)
     for site in affine_sites(chain, x):
@@ -124,7 +134,8 @@ def _size(module: nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters())
 
 
-def _chain(module: object, X: Any) -> tuple[Chain, Tensor]:
+def _network(module: object, X: Any, *run: WatchedRun) -> tuple[nn.Module, Tensor]:
+    """Return a copy that takes one tensor, and a few samples for it."""
     network = private_copy(as_network(module).module)
     refuse_sequence(module, X)
     source = find_source(X)
@@ -134,10 +145,13 @@ def _chain(module: object, X: Any) -> tuple[Chain, Tensor]:
         rows, layout = pack({name: _first_rows(X[name]) for name in X}, None, "split_points")
     else:
         rows, layout = np.asarray(_first_rows(X)), None
-    network = with_inputs(network, rows, layout)
-    x = to_tensor(rows, input_dtype(network), module_device(network))
+    network = with_inputs(network, rows, layout, *run)
+    return network, to_tensor(rows, input_dtype(network), module_device(network))
+
+
+def _chain(network: nn.Module, x: Tensor) -> Chain:
     with torch.no_grad():
-        return build_chain(network, x), x
+        return build_chain(network, x)
 
 
 def _first_rows(X: Any) -> Any:

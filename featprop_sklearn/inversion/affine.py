@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Size, Tensor, nn
 
+from featprop_sklearn.data import module_device
 from featprop_sklearn.inversion.base import InversionOptions, Inverter
 from featprop_sklearn.inversion.bounded import BoundedLeastSquares
 from featprop_sklearn.least_squares import (
@@ -121,7 +122,7 @@ class RearrangementInverter(Inverter):
     def __init__(self, layer: nn.Module, in_shape: Size, options: InversionOptions) -> None:
         super().__init__(layer, in_shape, options)
         size = prod(in_shape)
-        positions = torch.arange(2 * size, dtype=torch.float64, device=_device(layer))
+        positions = torch.arange(2 * size, dtype=torch.float64, device=module_device(layer))
         moved = layer(positions.reshape(2, *in_shape))
         within = moved.shape[0] == 2 and torch.equal(moved[0] + size, moved[1])
         if not (within and torch.equal(moved[0].reshape(-1).sort().values, positions[:size])):
@@ -149,7 +150,7 @@ def convolution_map(layer: nn.Module, in_shape: Size) -> LinearMap:
     """Return the linear part of a convolution, with its kernel where it pads by zeros."""
     if layer.padding_mode != "zeros":
         return _function_map(_without_constants(layer), in_shape)
-    probe = torch.zeros(1, *in_shape, dtype=torch.float64, device=_device(layer))
+    probe = torch.zeros(1, *in_shape, dtype=torch.float64, device=module_device(layer))
     return ConvolutionMap(_kernel(layer), in_shape, layer(probe).shape[1:])
 
 
@@ -193,7 +194,7 @@ def _channelwise(layer: nn.Module, in_shape: Size, dims: int) -> LinearMap:
 def _selection(layer: nn.Module, in_shape: Size, dims: int) -> LinearMap:
     """Find which input entry each output entry copies: padding and repetition."""
     shape = Size((1, *in_shape[-dims:]))
-    positions = torch.arange(1, prod(shape) + 1, dtype=torch.float64, device=_device(layer))
+    positions = torch.arange(1, prod(shape) + 1, dtype=torch.float64, device=module_device(layer))
     copied = _without_constants(layer)(positions.reshape(1, *shape))[0]
     return SelectionMap(copied.to(torch.long) - 1, shape)
 
@@ -204,7 +205,7 @@ def _upsampling(layer: nn.Upsample, in_shape: Size) -> LinearMap:
 
 
 def _function_map(layer: nn.Module, in_shape: Size) -> LinearMap:
-    device = _device(layer)
+    device = module_device(layer)
     probe = torch.zeros(1, *in_shape, dtype=torch.float64, device=device)
     return FunctionMap(layer, in_shape, layer(probe).shape[1:], device)
 
@@ -217,12 +218,6 @@ def _without_constants(layer: nn.Module) -> nn.Module:
     elif getattr(twin, "bias", None) is not None:
         twin.register_parameter("bias", None)
     return twin
-
-
-def _device(layer: nn.Module) -> torch.device:
-    """Where the layer is; one without parameters is wherever new tensors go."""
-    tensors = (*layer.parameters(), *layer.buffers())
-    return tensors[0].device if tensors else torch.get_default_device()
 
 
 def _require_affine(layer: nn.Module, linear_map: LinearMap, in_shape: Size) -> None:

@@ -8,6 +8,7 @@ from dataclasses import replace
 import torch
 from torch import Size, Tensor, nn
 
+from featprop_sklearn.data import module_device
 from featprop_sklearn.inversion.base import InversionOptions, Inverter, UnsupportedLayerError
 from featprop_sklearn.inversion.jacobian import DenseJacobian, Jacobian, linearise, rows_at_a_time
 from featprop_sklearn.least_squares import LinearMap, SolveResult
@@ -62,8 +63,7 @@ class GaussNewton(Inverter):
 
     def _check_differentiable(self) -> None:
         name = type(self.layer).__name__
-        tensors = [*self.layer.parameters(), *self.layer.buffers()]
-        device = tensors[0].device if tensors else torch.device("cpu")
+        device = module_device(self.layer)
         ones = torch.ones(5, *self.in_shape, dtype=torch.float64, device=device)
         probe = ones * per_row(torch.linspace(0.0, 1.0, 5, device=device), ones)
         try:
@@ -109,7 +109,10 @@ class GaussNewton(Inverter):
         """Move every sample that can be moved; return their largest λ."""
         jacobian = linearise(self.layer, state.x)
         sigma = state.largest_singular_values(jacobian)
-        damping = sigma * state.trust if self.automatic else torch.full_like(sigma, self.penalty)
+        damping = torch.full_like(sigma, self.penalty)
+        if self.automatic:
+            # where nothing moves the output, any λ > 0 leaves the sample where it is
+            damping = torch.where(sigma > 0, sigma * state.trust, 1e-12)
         gradient = state.gradient(jacobian)
         # a step that damping holds back makes hardly any progress: restoring then helps more
         progress = ROUNDING if self.penalty else PROGRESS

@@ -18,11 +18,13 @@ from torch import Tensor, nn
 from featprop_sklearn.data import (
     batches,
     check_samples,
+    double_device,
     module_device,
     module_dtype,
     plain_torch,
     to_array,
     to_tensor,
+    without_torch,
 )
 from featprop_sklearn.inversion.base import Bounds, InversionOptions
 from featprop_sklearn.inversion.prepare import prepare_inverter
@@ -130,8 +132,9 @@ class LayerInverter(
         """
         samples = check_samples(self, X, reset=True)
         options = InversionOptions(self.solver, self.damping, _checked_bounds(self.bounds))
-        self.layer_ = private_layer(self._checked_layer()).requires_grad_(False)
-        self._device = module_device(self.layer_)
+        layer = private_layer(self._checked_layer()).requires_grad_(False)
+        self._device = double_device(module_device(layer))
+        self.layer_ = layer.to(self._device)
         self._dtype = _own_dtype(self.layer_)
         self.in_shape_ = samples.shape[1:]
         self._fitted_dtype = samples.dtype
@@ -184,9 +187,7 @@ class LayerInverter(
             If the solver did not converge for every row.
         """
         check_is_fitted(self)
-        wanted = check_array(
-            Y, allow_nd=True, ensure_2d=False, dtype=(np.float64, np.float32), input_name="Y"
-        )
+        wanted = _checked_array(Y, "Y")
         self._check_shape(wanted, self.out_shape_, "Y", "outputs")
         return self._nearest(wanted, self._references(reference, len(wanted)))
 
@@ -288,9 +289,7 @@ class LayerInverter(
         if reference is None:
             mean = self.mean_.astype(self._fitted_dtype)  # as the layer saw it
             return np.broadcast_to(mean, (n_samples, *self.in_shape_))
-        checked = check_array(
-            reference, allow_nd=True, ensure_2d=False, dtype=(np.float64, np.float32)
-        )
+        checked = _checked_array(reference, "reference")
         self._check_shape(checked, self.in_shape_, "reference", "inputs")
         if len(checked) != n_samples:
             raise ValueError(
@@ -320,6 +319,16 @@ def _own_dtype(layer: nn.Module) -> torch.dtype | None:
 
 def _dtype(array: NDArray) -> torch.dtype:
     return torch.float32 if array.dtype == np.float32 else torch.float64
+
+
+def _checked_array(values: ArrayLike, name: str) -> NDArray:
+    return check_array(
+        without_torch(values, name),
+        allow_nd=True,
+        ensure_2d=False,
+        dtype=(np.float64, np.float32),
+        input_name=name,
+    )
 
 
 def _checked_bounds(bounds: Bounds | None) -> Bounds | None:

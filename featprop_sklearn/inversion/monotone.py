@@ -21,7 +21,8 @@ _INF = math.inf
 
 def slopes(negative: float | Tensor) -> tuple[Piece, ...]:
     """Return the pieces of x for x ≥ 0 and negative · x below; any sign, a tensor per channel."""
-    slope = torch.as_tensor(negative, dtype=torch.float64)
+    place = negative.device if isinstance(negative, Tensor) else torch.device("cpu")
+    slope = torch.as_tensor(negative, dtype=torch.float64, device=place)
     lowest = torch.where(slope > 0, -_INF, 0.0)
     highest = torch.where(slope < 0, _INF, 0.0)
     # a zero slope takes the value 0 alone, and any divisor sends that to the end of the piece

@@ -7,6 +7,7 @@ from math import nan
 import torch
 from torch import Size, nn
 
+from featprop_sklearn.data import double_device, module_device, to_double
 from featprop_sklearn.inversion.affine import AffineInverter, RearrangementInverter, linear_map_of
 from featprop_sklearn.inversion.base import InversionOptions, Inverter
 from featprop_sklearn.inversion.composite import GaussNewton
@@ -39,7 +40,7 @@ def prepare_inverter(
     options : InversionOptions, optional
         Solver, damping and range.
     device : torch.device or str
-        Where the inversion runs.
+        Where the inversion runs; that of a layer without parameters is set up on the CPU.
 
     Returns
     -------
@@ -53,12 +54,11 @@ def prepare_inverter(
     """
     options = options or InversionOptions()
     twin = _keep_default_eps(private_layer(layer))
-    twin = twin.to(device=device, dtype=torch.float64).requires_grad_(False)
+    twin = to_double(twin, device).requires_grad_(False)
     factory = find_inverter(type(layer)) or GaussNewton
 
     def build() -> Inverter:
-        with torch.device(device):  # a layer without parameters does not say where it works
-            return factory(twin, Size(in_shape), options)
+        return factory(twin, Size(in_shape), options)
 
     if getattr(factory, "reusable", False):
         decides = (twin, tuple(in_shape), options, factory, sorted(SOLVERS.items()))
@@ -93,7 +93,8 @@ def condition_of(
         return 1.0
     if factory is not AffineInverter:
         return nan
-    twin = private_layer(layer).to(dtype=torch.float64).requires_grad_(False)
+    place = double_device(module_device(layer))
+    twin = to_double(private_layer(layer), place).requires_grad_(False)
     with torch.no_grad():
         return condition_number(linear_map_of(twin, Size(in_shape)), iterate=iterate)
 

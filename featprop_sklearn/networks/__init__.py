@@ -17,6 +17,7 @@ from featprop_sklearn.networks.inputs import (
     with_inputs,
 )
 from featprop_sklearn.networks.layers import is_layer, treat_as_layer
+from featprop_sklearn.networks.listing import WatchedRun
 from featprop_sklearn.networks.outputs import SingleOutput
 from featprop_sklearn.networks.private import private_copy, private_layer
 from featprop_sklearn.networks.probe import probe_network
@@ -40,6 +41,7 @@ __all__ = [
     "Site",
     "Stage",
     "Unpack",
+    "WatchedRun",
     "affine_sites",
     "as_network",
     "build_chain",

@@ -9,20 +9,21 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Size, Tensor, nn
 
-from featprop_sklearn.networks.agreement import agrees
+from featprop_sklearn.networks.agreement import agrees, is_close
 from featprop_sklearn.networks.cutting import replay_segments
 from featprop_sklearn.networks.functional import Permute, Reshape
 from featprop_sklearn.networks.in_place import run_protected
 from featprop_sklearn.networks.layers import is_layer
 from featprop_sklearn.networks.module_paths import module_paths, run_watched
 from featprop_sklearn.networks.probe import random_state_kept, with_single_output
-from featprop_sklearn.networks.replay import Replay
+from featprop_sklearn.networks.replay import Outline, Replay
 from featprop_sklearn.networks.sequential import sequential_segments
 from featprop_sklearn.networks.tracing import CannotOpenError, Segment, trace_segments
+from featprop_sklearn.networks.watched import DoubtError, Part, Watched
 
-__all__ = ["Chain", "Stage", "build_chain", "last_layer_type"]
+__all__ = ["Chain", "Stage", "build_chain", "last_layer_type", "outline_chain"]
 
-_Way = Callable[[nn.Module, Tensor], list[Segment]]
+_Way = Callable[[nn.Module, Tensor, Part | None], list[Segment]]
 
 _BRANCHED = "more than one tensor is under way inside it"
 
@@ -137,13 +138,39 @@ def build_chain(module: nn.Module, x: Tensor) -> Chain:
     return Chain(_with_unique_names(stages))
 
 
-def _open(module: nn.Module, path: str, x: Tensor, output: Tensor) -> list[Stage]:
+def outline_chain(watched: Watched) -> Chain:
+    """Read a network as :func:`build_chain` does, from what its modules were seen to return.
+
+    Nothing of it is run again, but for functions between them.
+
+    Parameters
+    ----------
+    watched : Watched
+        The network.
+
+    Returns
+    -------
+    Chain
+        To look at: some of its stages cannot be run.
+
+    Raises
+    ------
+    DoubtError
+        If only :func:`build_chain` can tell.
+    """
+    stages = _open(watched.network, "", *watched.example, watched)
+    return Chain(_with_unique_names(stages))
+
+
+def _open(
+    module: nn.Module, path: str, x: Tensor, output: Tensor, watched: Watched | None = None
+) -> list[Stage]:
     """Stages of one module, from its input and output; one stage if it stays closed."""
     if is_layer(module):
         return [_stage(path, path, module, x, output, "it counts as one layer")]
     is_sequential = type(module).forward is nn.Sequential.forward
     ways = [sequential_segments if is_sequential else trace_segments, replay_segments]
-    stages = _cut(module, path, path, x, output, ways)
+    stages = _cut(module, path, path, x, output, ways, watched=watched)
     if path:
         stages[-1] = replace(stages[-1], ends=(*stages[-1].ends, path))
     return stages
@@ -157,32 +184,52 @@ def _cut(
     output: Tensor,
     ways: Sequence[_Way],
     reason: str = "",
+    watched: Watched | None = None,
 ) -> list[Stage]:
     """Cut a module at ``path`` in the first way in which the parts do what it does."""
+    part = Part(watched, path, x, output) if watched else None
     for way in ways:
         try:
-            stages = _stages(way(module, x), path, x)
+            segments = way(module, x, part)
         except CannotOpenError as error:
             reason = reason or str(error)
             continue
-        if agrees(Chain(stages), module, x, output):
+        if part is not None:
+            _check_outline(segments, part)
+        stages = _stages(segments, path, x, watched)
+        if part is not None or agrees(Chain(stages), module, x, output):
             return stages
         reason = reason or "what torch.fx reads in its forward gives another output"
     return [_stage(name, path, module, x, output, reason)]
 
 
-def _stages(segments: list[Segment], path: str, x: Tensor) -> list[Stage]:
+def _check_outline(segments: list[Segment], part: Part) -> None:
+    """Check that segments compute, with what their submodules returned, what they did inside."""
+    x = part.x
+    for segment in segments:
+        known = segment.child is not None or isinstance(segment.module, Replay | Outline)
+        if not known and not is_close(
+            part.watched.compute(segment.module, x.clone()), segment.output
+        ):
+            raise DoubtError
+        x = segment.output
+    if not is_close(x, part.output):
+        raise DoubtError
+
+
+def _stages(segments: list[Segment], path: str, x: Tensor, watched: Watched | None) -> list[Stage]:
     """Open the parts of a module as far as they can be."""
     stages: list[Stage] = []
     for segment in segments:
         name = f"{path}.{segment.name}" if path else segment.name
-        part, output = segment.module, run_protected(segment.module, x)
+        part = segment.module
+        output = segment.output if watched else run_protected(part, x)
         if segment.child is not None:
-            new = _open(part, name, x, output)
-        elif isinstance(part, Replay):
+            new = _open(part, name, x, output, watched)
+        elif isinstance(part, Replay | Outline):
             new = [_stage(name, path, part, x, output, _BRANCHED)]
         else:
-            new = _cut(part, name, path, x, output, [replay_segments], _BRANCHED)
+            new = _cut(part, name, path, x, output, [replay_segments], _BRANCHED, watched)
         ends, inside = (
             tuple(f"{path}.{other}" if path else other for other in others)
             for others in (segment.ends, segment.inside)

@@ -9,67 +9,26 @@ out of the one before for rows that it was not set up with.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
-from dataclasses import dataclass
-from itertools import groupby
+from collections.abc import Callable, Iterable
+from contextlib import ExitStack
+from functools import cached_property
 
+import torch
 from torch import Tensor, nn
 
 from featprop_sklearn.networks.agreement import is_close, learns_alike
-from featprop_sklearn.networks.in_place import needs_its_input_overwritten, overwrites
-from featprop_sklearn.networks.recording import Event, record, tensors_of
-from featprop_sklearn.networks.replay import Idle, Replay, Said, begin_at, end_at, release
+from featprop_sklearn.networks.in_place import copy_input
+from featprop_sklearn.networks.points import NO_POINT, Point, find_points
+from featprop_sklearn.networks.recording import Recording, record
+from featprop_sklearn.networks.replay import Idle, Outline, Replay, Said, begin_at, end_at, release
 from featprop_sklearn.networks.tracing import CannotOpenError, Segment, has_rows
+from featprop_sklearn.networks.values import tensors_of
+from featprop_sklearn.networks.watched import DoubtError, Part
 
 __all__ = ["replay_segments"]
 
-_NO_POINT = "between the modules in it more than one tensor is under way"
 
-
-@dataclass(frozen=True)
-class _Point:
-    """A tensor between two segments.
-
-    Attributes
-    ----------
-    events : list of Event
-        Begins and ends of calls; the tensor is all there is at each, and nothing is computed
-        between them.
-    place : int
-        Of the one, among all events, where the module is cut.
-    """
-
-    events: list[Event]
-    place: int
-
-    @property
-    def path(self) -> str:
-        """Path of the module that is entered or left there."""
-        return next(
-            event.call.path
-            for event in self.events
-            if self.place == (event.call.leaves if event.leaving else event.call.enters)
-        )
-
-    @property
-    def paths(self) -> list[str]:
-        """Paths of the modules that return the tensor."""
-        return [event.call.path for event in self.events if event.leaving and event.call.path]
-
-    @property
-    def time(self) -> int:
-        """How many functions had been computed."""
-        return self.events[0].time
-
-    @property
-    def value(self) -> Tensor:
-        """The tensor."""
-        value = self.events[0].value
-        assert value is not None
-        return value
-
-
-def replay_segments(module: nn.Module, x: Tensor) -> list[Segment]:
+def replay_segments(module: nn.Module, x: Tensor, part: Part | None = None) -> list[Segment]:
     """Cut a module at its single-tensor points.
 
     Parameters
@@ -78,6 +37,8 @@ def replay_segments(module: nn.Module, x: Tensor) -> list[Segment]:
         In eval mode; one tensor in, one tensor out.
     x : Tensor
         Example input, at least two rows.
+    part : Part or None
+        What the module was in a run that was watched: what is in it is only outlined, not run.
 
     Returns
     -------
@@ -92,12 +53,16 @@ def replay_segments(module: nn.Module, x: Tensor) -> list[Segment]:
     if next(module.children(), None) is None:
         raise CannotOpenError("it has no modules inside")
     try:
-        segments = _Cutter(module, x).segments()
+        outline = part is not None and not part.watched.careful
+        runs = part.recordings(module) if part else (record(module, x), None)
+        segments = _Cutter(module, x, *runs, outline=outline).segments()
         if len(segments) == 1 and segments[0].child is None:
-            raise CannotOpenError(_NO_POINT)
-        if not learns_alike([segment.module for segment in segments], module, x[:2]):
+            raise CannotOpenError(NO_POINT)
+        if part is None and not learns_alike(
+            [segment.module for segment in segments], module, x[:2]
+        ):
             raise CannotOpenError("its parts would get other gradients than they get in it")
-    except CannotOpenError:
+    except (CannotOpenError, DoubtError):
         raise
     except Exception as error:  # of user code, or for tensors without a storage
         raise CannotOpenError(f"its runs cannot be followed ({error})") from error
@@ -105,18 +70,26 @@ def replay_segments(module: nn.Module, x: Tensor) -> list[Segment]:
 
 
 class _Cutter:
-    """Two runs of a module, on several rows and on the last of them alone, to cut it by."""
+    """Two runs of a module, on several rows and on one of them alone, to cut it by."""
 
-    def __init__(self, module: nn.Module, x: Tensor) -> None:
+    def __init__(
+        self,
+        module: nn.Module,
+        x: Tensor,
+        run: Recording,
+        alone: Recording | None = None,
+        *,
+        outline: bool = False,
+    ) -> None:
         self.module = module
         self.x = x
         self.rows = len(x)
-        self.run = record(module, x)
-        self.once = {calls[0].path for calls in self.run.calls.values() if len(calls) == 1}
-        self.points = self._points()
+        self.run = run
+        self.outline = outline
+        self.points = find_points(run)
         if len(self.points) == 2 and self._child(*self.points) is None:
-            raise CannotOpenError(_NO_POINT)
-        self.alone = record(module, x[-1:])
+            raise CannotOpenError(NO_POINT)
+        self.alone = alone or record(module, x[-1:])
         self.example = self._said(x, x[-1:].clone())
         steps = [[(e.call.path, e.leaving) for e in run.events] for run in (self.run, self.alone)]
         if steps[0] != steps[1]:
@@ -141,63 +114,34 @@ class _Cutter:
             segments.append(segment)
         return segments
 
-    # points ---------------------------------------------------------------------------
-
-    def _points(self) -> list[_Point]:
-        """Return the input, the points inside, and the output."""
-        points = []
-        last = len(self.run.events) - 1
-        for _, group in groupby(filter(self._is_point, range(last + 1)), self._moment):
-            places = list(group)
-            leaving = [place for place in places if self.run.events[place].leaving]
-            # the whole begins at its input; elsewhere as much as possible is left behind
-            at = 0 if places[0] == 0 else (leaving or places[:1])[-1]
-            points.append(_Point([self.run.events[place] for place in places], at))
-        if not points or points[0].place != 0 or points[-1].place != last:
-            raise CannotOpenError("its input or its output is not one tensor, one row a sample")
-        return points
-
-    def _is_point(self, place: int) -> bool:
-        event = self.run.events[place]
-        return (
-            event.call.path in self.once
-            and has_rows(event.value, self.rows)
-            and event.value is not None
-            and event.value.is_floating_point()
-            and self.run.is_alone(event)
-            and (event.leaving or self._is_read_inside(event))
-        )
-
-    def _is_read_inside(self, event: Event) -> bool:
-        """Return whether what a module is given is read by that module alone from then on."""
-        end = self.run.events[event.call.leaves]
-        handed_on = end.key == event.key
-        return handed_on or all(time <= end.time for time in self.run.reads[event.key])
-
-    def _moment(self, place: int) -> tuple[object, ...]:
-        event = self.run.events[place]
-        assert event.value is not None
-        return event.time, event.key, event.value.shape, event.value.stride()
-
     # segments -------------------------------------------------------------------------
 
-    def _segment(self, start: _Point, stop: _Point) -> Segment | None:
+    def _segment(self, start: Point, stop: Point) -> Segment | None:
         """Return what leads from one point to the other, if it does so alone."""
         part: nn.Module
         child = self._child(start, stop)
+        outline = self.outline and (child is not None or not self._is_handed_on(start))
         if child is not None:
             name, part = child, self.module.get_submodule(child)
         else:
-            name, part = self._name(start, stop), self._replay(start, stop)
+            name, part = self._name(start, stop), self._part(start, stop, outline=outline)
         try:
-            if not is_close(part(start.value.clone()), stop.value):
+            if not outline and not is_close(part(start.value.clone()), stop.value):
                 return None
         except Exception:  # of user code, which may count on anything
             return None
         ends = tuple(path for path in stop.paths if path != name)
-        return Segment(name, part, child, ends, () if child else self._inside(start, stop))
+        inside = () if child else self._inside(start, stop)
+        return Segment(name, part, stop.value, child, ends, inside)
 
-    def _name(self, start: _Point, stop: _Point) -> str:
+    def _is_handed_on(self, point: Point) -> bool:
+        """Return whether a module returns what it is given, which may be read at its own name."""
+        return any(
+            event.leaving and self.run.events[event.call.enters].key == event.key
+            for event in point.events
+        )
+
+    def _name(self, start: Point, stop: Point) -> str:
         """Name what leads to a point: a module, a function, or the module that goes on there."""
         if stop.paths:
             return stop.paths[0]
@@ -205,25 +149,36 @@ class _Cutter:
         names = [name for time, name in makers if start.time < time <= stop.time]
         return names[-1] if names else f"{stop.path}.input".lstrip(".")
 
-    def _child(self, start: _Point, stop: _Point) -> str | None:
+    def _child(self, start: Point, stop: Point) -> str | None:
         """Return the innermost module that leads from one point to the other."""
         entered = {event.call.enters for event in start.events if not event.leaving}
         for event in stop.events:
             call = event.call
             plain = call.plain and isinstance(call.output, Tensor)
             if event.leaving and call.path and plain and call.enters in entered:
-                return call.path if self._can_be_apart(call.path, start) else None
+                return None if call.path in self._bound else call.path
         return None
 
-    def _can_be_apart(self, path: str, start: _Point) -> bool:
-        """Return whether a submodule may work on a copy of its input."""
-        part = self.module.get_submodule(path)
-        return not (
-            overwrites(part, start.value)[0]
-            and needs_its_input_overwritten(self.module, part, self.x)
-        )
+    @cached_property
+    def _bound(self) -> set[str]:
+        """Paths of the submodules that may not work on copies of their inputs.
 
-    def _inside(self, start: _Point, stop: _Point) -> tuple[str, ...]:
+        What they overwrite is read after them.
+        """
+        calls = [call for calls in self.run.calls.values() for call in calls if call.path]
+        paths = {call.path for call in calls if call.overwrites}
+        if not paths or self._do_with_copies(paths):
+            return set()
+        return {path for path in paths if not self._do_with_copies([path])}
+
+    def _do_with_copies(self, paths: Iterable[str]) -> bool:
+        with ExitStack() as hooks:
+            for path in paths:
+                part = self.module.get_submodule(path)
+                hooks.enter_context(part.register_forward_pre_hook(copy_input))
+            return torch.equal(self.module(self.x.clone()), self.points[-1].value)
+
+    def _inside(self, start: Point, stop: Point) -> tuple[str, ...]:
         return tuple(
             event.call.path
             for event in self.run.events[start.place + 1 : stop.place + 1]
@@ -232,9 +187,15 @@ class _Cutter:
 
     # replays --------------------------------------------------------------------------
 
-    def _replay(self, start: _Point, stop: _Point) -> Replay:
-        """Copy the module without what is not at work between two points."""
+    def _part(self, start: Point, stop: Point, *, outline: bool) -> nn.Module:
+        """Return what is at work between two points."""
         at_work = self._at_work(start, stop)
+        if outline:
+            return Outline(filter(at_work, self.module.parameters()))
+        return self._replay(start, stop, at_work)
+
+    def _replay(self, start: Point, stop: Point, at_work: Callable[[Tensor], bool]) -> Replay:
+        """Copy the module without what is not at work between two points."""
         kept: dict[int, object] = {
             id(tensor): tensor for tensor in (*self.module.parameters(), *self.module.buffers())
         }
@@ -249,7 +210,7 @@ class _Cutter:
         example = self.example if begins_inside else None
         return Replay(network, example, ends_inside=ends_inside)
 
-    def _at_work(self, start: _Point, stop: _Point) -> Callable[[Tensor], bool]:
+    def _at_work(self, start: Point, stop: Point) -> Callable[[Tensor], bool]:
         """Tell of a parameter whether it is read between two points, or nowhere.
 
         In the second case other data may lead to a branch that reads it.
@@ -264,8 +225,8 @@ class _Cutter:
     def _sort(
         self,
         parent: nn.Module,
-        start: _Point,
-        stop: _Point,
+        start: Point,
+        stop: Point,
         at_work: Callable[[Tensor], bool],
         kept: dict[int, object],
     ) -> None:
@@ -280,7 +241,7 @@ class _Cutter:
             else:
                 self._sort(module, start, stop, at_work, kept)
 
-    def _said_by(self, module: nn.Module, start: _Point) -> list[Said]:
+    def _said_by(self, module: nn.Module, start: Point) -> list[Said]:
         """Return what a module had returned for the example up to a point."""
         pairs = zip(self.run.calls[module], self.alone.calls[module], strict=True)
         return [

@@ -37,7 +37,7 @@ class Rescale(nn.Module):
 def default_network(
     x: Tensor, n_outputs: int, weights: Tensor, y_scale: tuple[Tensor, Tensor] | None = None
 ) -> nn.Sequential:
-    """Build an untrained small MLP for a table, in the dtype of x.
+    """Build an untrained small MLP for a table, in the dtype of x, on its device.
 
     Parameters
     ----------
@@ -53,7 +53,7 @@ def default_network(
     Returns
     -------
     nn.Sequential
-        Drawn from torch's global generator.
+        Drawn from torch's global generator of the CPU: the same on any device.
     """
     mean, deviation = weighted_moments(x, weights)
     layers: OrderedDict[str, nn.Module] = OrderedDict()
@@ -66,7 +66,7 @@ def default_network(
     layers["output"] = nn.Linear(width, n_outputs, dtype=x.dtype)
     if y_scale is not None:
         layers["units"] = Rescale(y_scale[1], y_scale[0])
-    return nn.Sequential(layers)
+    return nn.Sequential(layers).to(x.device)
 
 
 def weighted_moments(x: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:

@@ -6,7 +6,7 @@ import difflib
 import inspect
 import itertools
 from abc import abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -31,6 +31,12 @@ __all__ = ["Integers", "Unpack", "input_dtype", "reads_integers", "refuse_sequen
 EXAMPLES = 8
 #: ways to read the inputs that are tried on a network before it is said to refuse them
 ATTEMPTS = 64
+
+_Run = Callable[[nn.Module, Tensor], object]
+
+
+def _run(module: nn.Module, x: Tensor) -> object:
+    return module(x)
 
 
 class _OneTensor(StandIn):
@@ -111,7 +117,9 @@ def input_dtype(module: nn.Module) -> torch.dtype:
     return torch.promote_types(dtype, torch.float32) if packed else dtype
 
 
-def with_inputs(module: nn.Module, samples: NDArray, layout: Layout | None) -> nn.Module:
+def with_inputs(
+    module: nn.Module, samples: NDArray, layout: Layout | None, run: _Run = _run
+) -> nn.Module:
     """Put what reads the inputs before a network that is not given one tensor of floats.
 
     Parameters
@@ -122,6 +130,8 @@ def with_inputs(module: nn.Module, samples: NDArray, layout: Layout | None) -> n
         All rows; packed ones if there is a layout.
     layout : Layout or None
         Of the dict that the samples were; None if they were one array.
+    run : callable
+        Runs a network on a few rows, to see whether it takes them.
 
     Returns
     -------
@@ -136,8 +146,8 @@ def with_inputs(module: nn.Module, samples: NDArray, layout: Layout | None) -> n
         If names, shapes or dtypes do not fit, or integers are not exact.
     """
     if layout is None:
-        return _with_one_input(module, samples)
-    return _with_named_inputs(module, samples, layout)
+        return _with_one_input(module, samples, run)
+    return _with_named_inputs(module, samples, layout, run)
 
 
 def refuse_sequence(module: object, X: Any) -> None:
@@ -163,14 +173,14 @@ def refuse_sequence(module: object, X: Any) -> None:
         )
 
 
-def _with_one_input(module: nn.Module, samples: NDArray) -> nn.Module:
+def _with_one_input(module: nn.Module, samples: NDArray, run: _Run) -> nn.Module:
     if len(_forward_arguments(module)[1]) > 1:
         return module  # whoever runs it next says what to pass
-    refusal = _refusal(module, samples)
+    refusal = _refusal(module, samples, run)
     if refusal is None:
         return module
     reader = Integers(module)
-    other = _refusal(reader, np.round(samples[:EXAMPLES]))
+    other = _refusal(reader, np.round(samples[:EXAMPLES]), run)
     if other is None:
         check_whole(samples, "X")
         return reader
@@ -184,7 +194,7 @@ def _with_one_input(module: nn.Module, samples: NDArray) -> nn.Module:
     return module  # whoever runs it next says what is wrong
 
 
-def _with_named_inputs(module: nn.Module, samples: NDArray, layout: Layout) -> nn.Module:
+def _with_named_inputs(module: nn.Module, samples: NDArray, layout: Layout, run: _Run) -> nn.Module:
     names, required, anything = _forward_arguments(module)
     as_dict = len(required) == 1 and not anything and not {*layout.names} & {*names}
     if not as_dict:
@@ -192,7 +202,7 @@ def _with_named_inputs(module: nn.Module, samples: NDArray, layout: Layout) -> n
     first: Exception | None = None
     for attempt in itertools.islice(_readings(layout, samples), ATTEMPTS):
         reader = Unpack(module, attempt, as_dict=as_dict)
-        refusal = _refusal(reader, samples)
+        refusal = _refusal(reader, samples, run)
         if refusal is None:
             attempt.check_values(samples)
             return reader
@@ -202,6 +212,7 @@ def _with_named_inputs(module: nn.Module, samples: NDArray, layout: Layout) -> n
     raise ValueError(
         f"The network ({_kind(module)}) refused the dict X{itself}, with {given} (shapes of one "
         f"sample): {first}. Its arguments are {names}."
+        + (f" If it takes one array, pass X[{layout.names[0]!r}]." if as_dict else "")
     )
 
 
@@ -223,7 +234,12 @@ def _check_names(module: nn.Module, layout: Layout) -> None:
         if name not in names and not anything:
             near = difflib.get_close_matches(name, names, n=2, cutoff=0.5)
             hint = f"Did you mean {' or '.join(map(repr, near))}? " if near else ""
-            raise ValueError(f"X[{name!r}] is no argument of {where}. {hint}It takes {names}.")
+            unnamed = (
+                "Its arguments have no names: wrap it in a module that gives them some, such as "
+                f"forward(self, {', '.join(layout.names)})."
+            )
+            takes = f"It takes {names}." if names else unnamed
+            raise ValueError(f"X[{name!r}] is no argument of {where}. {hint}{takes}")
     missing = [name for name in required if name not in layout.names]
     if missing:
         raise ValueError(
@@ -247,13 +263,13 @@ def _forward_arguments(module: nn.Module) -> tuple[list[str], list[str], bool]:
 
 
 @torch.no_grad()
-def _refusal(module: nn.Module, samples: NDArray) -> Exception | None:
+def _refusal(module: nn.Module, samples: NDArray, run: _Run) -> Exception | None:
     """Run a few rows, and return what the network raises."""
     rows = samples[:EXAMPLES] if len(samples) > 1 else np.repeat(samples, 2, axis=0)
     x = to_tensor(rows, input_dtype(module), module_device(module))
     try:
         with random_state_kept(x.device):
-            module(x)
+            run(module, x)
     except Exception as error:  # torch and user code raise anything
         return error
     return None

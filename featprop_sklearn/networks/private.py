@@ -18,7 +18,9 @@ def private_copy(module: nn.Module) -> nn.Module:
     """Copy a user's network to work on, in eval mode.
 
     A network that is frozen as a whole is unfrozen; one that is frozen in parts is not. One
-    of 16-bit numbers becomes float32: the steps of training are below their resolution.
+    of 16-bit numbers becomes float32: the steps of training are below their resolution. An
+    ``nn.TransformerEncoder`` computes in eval mode what it does in training: its shortcut for
+    padded sequences, which puts zeros in their place, is switched off.
 
     Raises
     ------
@@ -38,6 +40,9 @@ def private_copy(module: nn.Module) -> nn.Module:
     dtypes = {t.dtype for t in (*twin.parameters(), *twin.buffers()) if t.is_floating_point()}
     if dtypes and dtypes <= {torch.float16, torch.bfloat16}:
         twin.float()
+    for part in twin.modules():
+        if isinstance(part, nn.TransformerEncoder):
+            part.use_nested_tensor = False
     return twin
 
 

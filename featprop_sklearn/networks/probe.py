@@ -15,7 +15,13 @@ from torch import Tensor, nn
 from featprop_sklearn.networks.outputs import SingleOutput, find_output, pick
 from featprop_sklearn.networks.stand_in import unwrap
 
-__all__ = ["check_loaded", "probe_network", "random_state_kept", "with_single_output"]
+__all__ = [
+    "check_loaded",
+    "probe_network",
+    "random_state_kept",
+    "single_output_of",
+    "with_single_output",
+]
 
 ROWS = 8
 #: relative difference of outputs that rounding does not explain: in float32, in coarser formats
@@ -67,9 +73,19 @@ def check_loaded(module: nn.Module) -> None:
 
 
 @contextmanager
-def random_state_kept(device: torch.device) -> Iterator[None]:
-    """Leave torch's random state as it is, even if a network draws noise in eval mode."""
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+def random_state_kept(device: torch.device, seed: int | None = None) -> Iterator[None]:
+    """Leave torch's random state as it is, even if a network draws noise in eval mode.
+
+    What is drawn inside starts at ``seed``, if given, on the CPU and on the device; any other
+    device is left alone, which ``torch.manual_seed`` would not do.
+    """
+    devices = [] if device.type == "cpu" else [device]
+    with torch.random.fork_rng(devices=devices, device_type=device.type):
+        if seed is not None:
+            torch.default_generator.manual_seed(seed)
+            for other in devices:
+                state = torch.Generator(other).manual_seed(seed).get_state()
+                torch.get_device_module(other).set_rng_state(state, other)
         yield
 
 
@@ -112,6 +128,31 @@ def with_single_output(module: nn.Module, x: Tensor) -> nn.Module:
         If the network refuses the data, or has no such output.
     """
     return _wrapped(module, _run(module, x), flat=False)
+
+
+def single_output_of(module: nn.Module, x: Tensor, several: object, alone: object) -> nn.Module:
+    """Wrap a network as :func:`with_single_output` does, from what it returned.
+
+    Parameters
+    ----------
+    module : nn.Module
+        In eval mode.
+    x : Tensor of shape (n_samples, ...)
+        Example data, at least two rows.
+    several, alone : object
+        What the network returned for all rows, and for a single one.
+
+    Returns
+    -------
+    nn.Module
+        The module itself, or a :class:`SingleOutput`.
+
+    Raises
+    ------
+    ValueError
+        If the network has no such output.
+    """
+    return _wrapped(module, _Runs(x, 0, several, alone), flat=False)
 
 
 def probe_network(module: nn.Module, x: Tensor) -> nn.Module:

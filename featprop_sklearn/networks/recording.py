@@ -2,39 +2,23 @@
 
 from __future__ import annotations
 
-import copy
 import threading
-from collections.abc import Hashable, Iterable, Iterator
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from collections.abc import Hashable
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from itertools import accumulate
 from typing import Any
 
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 
 from featprop_sklearn.networks.module_paths import modules_outside_layers
-from featprop_sklearn.networks.outputs import tensors_in
 from featprop_sklearn.networks.tracing import is_plain_call
+from featprop_sklearn.networks.values import Functions, key_of, tensors_of, with_tensors
 
-__all__ = ["FOREVER", "Call", "Event", "Recording", "record", "tensors_of", "with_tensors"]
+__all__ = ["FOREVER", "Call", "Event", "Recording", "record"]
 
 FOREVER = 2**62
-#: functions through which values leave torch
-_READ_OUT = {
-    *("item", "tolist", "numpy", "equal", "allclose", "is_nonzero"),
-    *("__array__", "__bool__", "__contains__", "__complex__", "__float__", "__index__", "__int__"),
-}
-
-
-def tensors_of(value: object) -> list[Tensor]:
-    """List the tensors in nested containers, in order."""
-    return [found.value for found in tensors_in(value)]
-
-
-def with_tensors(value: Any, tensors: Iterable[Tensor]) -> Any:
-    """Copy nested containers, with other tensors in place of theirs, in order."""
-    return copy.deepcopy(value, dict(zip(map(id, tensors_of(value)), tensors, strict=True)))
 
 
 @dataclass
@@ -51,6 +35,10 @@ class Call:
         Which event is the begin, and which the end.
     output : object
         Copy of what it returned.
+    keys : list of hashable
+        Names of the values of the tensors in it.
+    overwrites : bool
+        Whether it overwrote the first tensor that it was given.
     """
 
     path: str
@@ -58,6 +46,8 @@ class Call:
     enters: int
     leaves: int = FOREVER
     output: object = None
+    keys: list[Hashable] = field(default_factory=list)
+    overwrites: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,77 +75,6 @@ class Event:
     key: Hashable
 
 
-class _Functions(TorchFunctionMode):
-    """Watch what torch's functions read and write, and when.
-
-    ``born`` has what was computed from the input or from parameters.
-    """
-
-    def __init__(self, x: Tensor, module: nn.Module) -> None:
-        super().__init__()
-        self.time = 0
-        self.paused = False
-        self.where = ""
-        self.reads: dict[Hashable, list[int]] = {}
-        self.born: dict[Hashable, int] = {_key(x): 0}
-        self.makers: dict[Hashable, list[tuple[int, str]]] = {}
-        self._parameters = {_key(parameter) for parameter in module.parameters()}
-        self._kept: list[Tensor] = []  # so that no address is used again
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if self.paused:
-            return func(*args, **(kwargs or {}))
-        given = tensors_of((args, kwargs or {}))
-        versions = [tensor._version for tensor in given]
-        result = func(*args, **(kwargs or {}))
-        written = [t for t, v in zip(given, versions, strict=True) if t._version != v]
-        name = getattr(func, "__name__", "")
-        # dropout hands on its input in eval mode, and is at work all the same
-        old = () if "dropout" in name else given
-        written += [t for t in tensors_of(result) if not any(t is other for other in old)]
-        if written or name in _READ_OUT:
-            self._note(name, {self.key(t) for t in given}, written)
-        return result
-
-    def _note(self, name: str, read: set[Hashable], written: list[Tensor]) -> None:
-        self.time += 1
-        for key in read:
-            self.reads.setdefault(key, []).append(self.time)
-        followed = not read.isdisjoint(self.born.keys() | self._parameters)
-        for tensor in written:
-            self._kept.append(tensor)
-            maker = f"{self.where}.{name.strip('_')}".lstrip(".")
-            self.makers.setdefault(self.key(tensor), []).append((self.time, maker))
-            # writing to a part writes to the whole
-            for key in {self.key(tensor), tensor.untyped_storage().data_ptr()} - self._parameters:
-                if followed:
-                    self.born.setdefault(key, self.time)
-
-    def key(self, tensor: Tensor) -> Hashable:
-        """Name the values of a tensor; views of a parameter are computed from it."""
-        key = _key(tensor)
-        if key in self._parameters and not isinstance(tensor, nn.Parameter):
-            return key, tensor.shape, tensor.stride()
-        return key
-
-    @contextmanager
-    def pause(self) -> Iterator[None]:
-        """Do something unseen."""
-        self.paused = True
-        try:
-            yield
-        finally:
-            self.paused = False
-
-
-def _key(tensor: Tensor) -> Hashable:
-    """Name the values of a tensor: those of a whole storage, or of a part."""
-    storage = tensor.untyped_storage()
-    if tensor.numel() * tensor.element_size() >= storage.nbytes():
-        return storage.data_ptr()
-    return storage.data_ptr(), tensor.storage_offset(), tensor.shape, tensor.stride()
-
-
 @dataclass(frozen=True)
 class Recording:
     """What happened.
@@ -166,31 +85,65 @@ class Recording:
         In order; the first and the last are the module's own.
     calls : dict of nn.Module to list of Call
         Calls of each module.
-    reads : dict of hashable to list of int
-        When values were read.
     makers : dict of hashable to list of tuple
         When values were written, and by what: path of the module, name of the function.
-    lives : dict of hashable to tuple
-        From when on, and until when, what was computed is needed.
-    crowd : list of int
-        How many of these are needed at each time.
+    born : dict of hashable to int
+        When what was computed from the input or from parameters was first written.
+    read : dict of hashable to list of int
+        When values were read in the module.
+    leaks : bool
+        Whether some of them left torch.
     """
 
     events: list[Event]
     calls: dict[nn.Module, list[Call]]
-    reads: dict[Hashable, list[int]]
     makers: dict[Hashable, list[tuple[int, str]]]
-    lives: dict[Hashable, tuple[int, int]]
-    crowd: list[int]
+    born: dict[Hashable, int]
+    read: dict[Hashable, list[int]]
+    leaks: bool
+
+    @property
+    def output(self) -> object:
+        """Copy of what the module returned."""
+        return self.events[-1].call.output
+
+    @cached_property
+    def reads(self) -> dict[Hashable, list[int]]:
+        """When values were read; those of the output are, ever after."""
+        output = self.events[-1].key
+        return {**self.read, output: [*self.read.get(output, ()), FOREVER]}
+
+    @cached_property
+    def _lives(self) -> dict[Hashable, tuple[int, int]]:
+        """From when on, and until when, what was computed is needed."""
+        return {key: (born, max(self.reads.get(key, [born]))) for key, born in self.born.items()}
+
+    @cached_property
+    def _crowd(self) -> list[int]:
+        """How many of these are needed at each time."""
+        end = self.events[-1].time
+        changes = [0] * (end + 2)
+        for born, last in self._lives.values():
+            if born <= end:
+                changes[born] += 1
+                changes[min(last, end + 1)] -= 1
+        return list(accumulate(changes))
 
     def is_alone(self, event: Event) -> bool:
         """Return whether, of all that was computed, only this tensor is still needed."""
-        born, last = self.lives.get(event.key, (0, 0))
-        return born <= event.time < last and self.crowd[event.time] == 1
+        born, last = self._lives.get(event.key, (0, 0))
+        return born <= event.time < last and self._crowd[event.time] == 1
 
     def reads_of(self, tensor: Tensor) -> list[int]:
         """Return when a tensor was read."""
-        return self.reads.get(_key(tensor), [])
+        return self.reads.get(key_of(tensor), [])
+
+    def returning(self, value: Tensor) -> Recording:
+        """Return the recording of a module that returns only one of the tensors in the output."""
+        *before, last = self.events
+        keys = zip(tensors_of(last.call.output), last.call.keys, strict=True)
+        key = next(key for tensor, key in keys if tensor is value)
+        return replace(self, events=[*before, replace(last, value=value, key=key)])
 
 
 def record(module: nn.Module, x: Tensor) -> Recording:
@@ -199,7 +152,7 @@ def record(module: nn.Module, x: Tensor) -> Recording:
     Parameters
     ----------
     module : nn.Module
-        One tensor in, one tensor out.
+        One tensor in; what comes out begins with the tensor that counts.
     x : Tensor
         Its input.
 
@@ -209,44 +162,41 @@ def record(module: nn.Module, x: Tensor) -> Recording:
         Of this thread's run alone.
     """
     x = x.clone()
-    functions = _Functions(x, module)
+    functions = Functions(x, module)
     watch = _Watch(functions)
     with ExitStack() as hooks:
         for part, path in modules_outside_layers(module).items():
             watch.follow(path, part, hooks)
         hooks.enter_context(functions)
         module(x)
-    output = watch.events[-1].key
-    functions.reads.setdefault(output, []).append(FOREVER)
-    lives = {
-        key: (born, max(functions.reads.get(key, [born]))) for key, born in functions.born.items()
-    }
     return Recording(
         watch.events,
         watch.calls,
-        functions.reads,
         functions.makers,
-        lives,
-        _crowd(lives, functions.time),
+        functions.born,
+        functions.reads,
+        functions.leaks,
     )
 
 
-def _crowd(lives: dict[Hashable, tuple[int, int]], end: int) -> list[int]:
-    changes = [0] * (end + 2)
-    for born, last in lives.values():
-        changes[born] += 1
-        changes[min(last, end + 1)] -= 1
-    return list(accumulate(changes))
+@dataclass(frozen=True)
+class _Open:
+    """A call that has not ended, the first tensor that it was given, and that one's version."""
+
+    module: nn.Module
+    call: Call
+    given: Tensor | None
+    version: int
 
 
 class _Watch:
     """Hooks that note the calls."""
 
-    def __init__(self, functions: _Functions) -> None:
+    def __init__(self, functions: Functions) -> None:
         self.functions = functions
         self.events: list[Event] = []
         self.calls: dict[nn.Module, list[Call]] = {}
-        self._open: list[tuple[nn.Module, Call]] = []
+        self._open: list[_Open] = []
         self._thread = threading.get_ident()  # others may be running the same modules
 
     def follow(self, path: str, module: nn.Module, hooks: ExitStack) -> None:
@@ -267,18 +217,22 @@ class _Watch:
         plain = is_plain_call(module, first, args, kwargs)
         call = Call(path, plain, len(self.events))
         self.calls.setdefault(module, []).append(call)
-        self._open.append((module, call))
+        self._open.append(_Open(module, call, first, 0 if first is None else first._version))
         self.functions.where = path
         self.events.append(self._event(call, first, leaving=False))
 
     def _leave(self, module: nn.Module, output: Any) -> None:
-        entered, call = self._open.pop()
-        while entered is not module:  # its forward raised, and that was caught
-            entered, call = self._open.pop()
+        opened = self._open.pop()
+        while opened.module is not module:  # its forward raised, and that was caught
+            opened = self._open.pop()
+        call = opened.call
         call.leaves = len(self.events)
-        self.functions.where = self._open[-1][1].path if self._open else ""
+        call.overwrites = opened.given is not None and opened.given._version != opened.version
+        self.functions.where = self._open[-1].call.path if self._open else ""
         with self.functions.pause():
-            call.output = with_tensors(output, [t.clone() for t in tensors_of(output)])
+            tensors = tensors_of(output)
+            call.output = with_tensors(output, [tensor.clone() for tensor in tensors])
+            call.keys = [self.functions.key(tensor) for tensor in tensors]
         self.events.append(self._event(call, output, leaving=True))
 
     def _event(self, call: Call, value: object, *, leaving: bool) -> Event:

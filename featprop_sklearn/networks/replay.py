@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -11,10 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from featprop_sklearn.networks.recording import tensors_of, with_tensors
 from featprop_sklearn.networks.stand_in import StandIn
+from featprop_sklearn.networks.values import tensors_of, with_tensors
 
-__all__ = ["Idle", "Replay", "Said", "begin_at", "end_at", "release"]
+__all__ = ["Idle", "Outline", "Replay", "Said", "begin_at", "end_at", "release"]
 
 _INTERNAL = frozenset(vars(nn.Module()))
 
@@ -94,6 +94,20 @@ class Replay(StandIn):
         super()._apply(fn, recurse)
         self._example = None if self._example is None else self._example.mapped(fn)
         return self
+
+
+class Outline(nn.Module):
+    """What a :class:`Replay` would hold, for those who need not run it.
+
+    Parameters
+    ----------
+    parameters : iterable of nn.Parameter
+        Those at work.
+    """
+
+    def __init__(self, parameters: Iterable[nn.Parameter]) -> None:
+        super().__init__()
+        self.at_work = nn.ParameterList(parameters)
 
 
 @dataclass(frozen=True)

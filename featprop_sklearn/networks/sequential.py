@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
 
 from featprop_sklearn.networks.layers import is_layer
 from featprop_sklearn.networks.tracing import CannotOpenError, Segment, has_rows
 
+if TYPE_CHECKING:
+    from featprop_sklearn.networks.watched import Part
+
 __all__ = ["open_sequential", "sequential_segments"]
 
 
-def sequential_segments(module: nn.Module, x: Tensor) -> list[Segment]:
+def sequential_segments(module: nn.Module, x: Tensor, part: Part | None = None) -> list[Segment]:
     """Cut an ``nn.Sequential`` between its children.
 
     Those that pass on a tuple, or time first, go with the next ones.
@@ -23,6 +27,8 @@ def sequential_segments(module: nn.Module, x: Tensor) -> list[Segment]:
         In eval mode.
     x : Tensor
         Example input, at least two rows.
+    part : Part or None
+        What the module was in a run that was watched: children are not run again.
 
     Returns
     -------
@@ -40,14 +46,18 @@ def sequential_segments(module: nn.Module, x: Tensor) -> list[Segment]:
     for name, child in module._modules.items():
         assert child is not None  # torch could not have run it
         try:
-            value, first = child(value), child(first)
+            if part is None:
+                value, first = child(value), child(first)
+            else:
+                value = part.watched.several(child, (value,))
+                first = part.watched.alone(child, (first,))
         except Exception as error:  # whatever it raises, it refuses one row alone
             raise CannotOpenError(f"its part {name!r} refuses a single row") from error
         group[name] = child
         if has_rows(value, len(x)) and has_rows(first, 1):
             alone = len(group) == 1
-            part = child if alone else nn.Sequential(group)
-            segments.append(Segment(name, part, child=name if alone else None))
+            stage = child if alone else nn.Sequential(group)
+            segments.append(Segment(name, stage, value.clone(), child=name if alone else None))
             group = OrderedDict()
     if not segments or group:
         raise CannotOpenError("its last part does not give one tensor with one row a sample")

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, fx, nn
 
 from featprop_sklearn.networks.functional import Reshape, layer_of_call
 
-__all__ = ["CannotOpenError", "Segment", "has_rows", "is_plain_call", "trace_segments"]
+if TYPE_CHECKING:
+    from featprop_sklearn.networks.watched import Part
+
+__all__ = ["CannotOpenError", "Segment", "Values", "has_rows", "is_plain_call", "trace_segments"]
 
 #: characters of torch.fx's own reason that are worth repeating
 REASON_LENGTH = 120
@@ -28,13 +31,15 @@ class CannotOpenError(Exception):
 class Segment:
     """What one ``forward`` computes between two single-tensor points.
 
-    ``child`` is the path of the submodule when the segment is just one call of it;
-    otherwise ``module`` computes the segment. ``ends`` are paths of modules whose output the
-    segment's is, ``inside`` those of others that are at work in it, as far as they are known.
+    ``output`` is what it gave for the example. ``child`` is the path of the submodule when the
+    segment is just one call of it; otherwise ``module`` computes the segment. ``ends`` are paths
+    of modules whose output the segment's is, ``inside`` those of others that are at work in it,
+    as far as they are known.
     """
 
     name: str
     module: nn.Module
+    output: Tensor
     child: str | None = None
     ends: tuple[str, ...] = ()
     inside: tuple[str, ...] = ()
@@ -47,14 +52,26 @@ class _OneLevel(fx.Tracer):
         return True
 
 
-class _Values(fx.Interpreter):
-    """Run a graph and keep the value of every node."""
+def _call(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> object:
+    return module(*args, **kwargs)
 
-    def __init__(self, module: fx.GraphModule) -> None:
+
+class Values(fx.Interpreter):
+    """Run a graph and keep the value of every node; submodules are called by ``call``."""
+
+    def __init__(
+        self, module: fx.GraphModule, call: Callable[[nn.Module, Any, Any], object] = _call
+    ) -> None:
         super().__init__(module, garbage_collect_values=False)
         self.values: dict[fx.Node, object] = {}
+        self._call = call
+
+    def call_module(self, target: Any, args: Any, kwargs: Any) -> object:
+        """Call a submodule."""
+        return self._call(self.fetch_attr(target), args, kwargs)
 
     def run_node(self, n: fx.Node) -> object:
+        """Run a node and keep a copy of its value."""
         value = super().run_node(n)
         self.values[n] = value.clone() if isinstance(value, Tensor) else value
         return value
@@ -65,7 +82,7 @@ def has_rows(value: object, count: int) -> bool:
     return isinstance(value, Tensor) and value.ndim >= 1 and value.shape[0] == count
 
 
-def trace_segments(module: nn.Module, x: Tensor) -> list[Segment]:
+def trace_segments(module: nn.Module, x: Tensor, part: Part | None = None) -> list[Segment]:
     """Cut a module's ``forward`` at its single-tensor points.
 
     Parameters
@@ -74,6 +91,8 @@ def trace_segments(module: nn.Module, x: Tensor) -> list[Segment]:
         In eval mode; one tensor in (what else its forward takes is optional), one tensor out.
     x : Tensor
         Example input, at least two rows.
+    part : Part or None
+        What the module was in a run that was watched: submodules are not run again.
 
     Returns
     -------
@@ -88,7 +107,8 @@ def trace_segments(module: nn.Module, x: Tensor) -> list[Segment]:
     try:
         with _rows_counted_by_len(type(module).forward):
             traced = fx.GraphModule(module, _OneLevel().trace(_one_argument(module)))
-        values, first = _values(traced, x), _values(traced, x[:1])
+        several, alone = (part.watched.several, part.watched.alone) if part else (_call, _call)
+        values, first = _values(traced, x, several), _values(traced, x[:1], alone)
     except Exception as error:  # torch.fx raises nearly anything on what it cannot follow
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         if len(reason) > REASON_LENGTH:
@@ -143,8 +163,10 @@ def _rows_counted_by_len(forward: Any) -> Iterator[None]:
             names["len"] = own
 
 
-def _values(traced: fx.GraphModule, x: Tensor) -> dict[fx.Node, object]:
-    runner = _Values(traced)
+def _values(
+    traced: fx.GraphModule, x: Tensor, call: Callable[[nn.Module, Any, Any], object]
+) -> dict[fx.Node, object]:
+    runner = Values(traced, call)
     runner.run(x.clone())
     return runner.values
 
@@ -204,19 +226,21 @@ def _segment(
     traced: fx.GraphModule, values: dict[fx.Node, object], source: fx.Node, nodes: list[fx.Node]
 ) -> Segment:
     last = nodes[-1]
+    value, result = values[source], values[last]
+    assert isinstance(value, Tensor)
+    assert isinstance(result, Tensor)
     if len(nodes) == 1 and last.all_input_nodes == [source]:
         if last.op == "call_module":
             path = str(last.target)
             name = last.meta.get("written_as")
             child = traced.get_submodule(path)
             if is_plain_call(child, source, last.args, last.kwargs):
-                return Segment(name, child) if name else Segment(path, child, child=path)
-        value, result = values[source], values[last]
+                return Segment(name or path, child, result, child=None if name else path)
         if last.op in ("call_function", "call_method") and last.args[:1] == (source,):
-            layer = layer_of_call(last, value, result)  # type: ignore[arg-type]
+            layer = layer_of_call(last, value, result)
             if layer is not None:
-                return Segment(last.name, layer.eval())
-    return Segment(last.name, _composite(traced, source, nodes))
+                return Segment(last.name, layer.eval(), result)
+    return Segment(last.name, _composite(traced, source, nodes), result)
 
 
 def is_plain_call(

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from featprop_sklearn.least_squares.rows import as_rows
 from featprop_sklearn.output_targets import Conditions
 
 __all__ = ["Downstream", "Tail"]
@@ -110,8 +111,8 @@ class Downstream:
 def _gradient(values: Tensor, point: Tensor) -> Tensor:
     """Differentiate the sum; zero where nothing depends on the point. The graph is kept."""
     if not values.requires_grad:
-        return torch.zeros_like(point).flatten(1)
+        return torch.zeros_like(as_rows(point))
     (gradient,) = torch.autograd.grad(
         values.sum(), point, retain_graph=True, allow_unused=True, materialize_grads=True
     )
-    return gradient.flatten(1)
+    return as_rows(gradient)

@@ -171,6 +171,7 @@ class LayerwiseRule:
 
     def _fitted_step(self, index: int, reference: Tensor) -> Any:
         step = self.steps_[index]
+        self._check_invertible(index, reference)
         if index not in self.set_up_:
             try:
                 step.fit(to_array(reference[:2]))
@@ -178,3 +179,17 @@ class LayerwiseRule:
                 raise UnsupportedLayerError(f"Stage {self.names_[index]!r}: {error}") from error
             self.set_up_.add(index)
         return step
+
+    def _check_invertible(self, index: int, reference: Tensor) -> None:
+        """Refuse features that no inverter takes."""
+        what, instead = "", "use"
+        if reference.is_complex():
+            what = "complex numbers, and inverters real ones"
+        elif reference.ndim == 1:
+            what = "a number a sample, shape (n_samples,), and inverters rows"
+            instead = "keep the axis in the network (keepdim=True, or x[:, None]), use"
+        if what:
+            raise UnsupportedLayerError(
+                f"Stage {self.names_[index]!r} takes {what}: {instead} propagation='joint', or "
+                "choose a split after this stage."
+            )

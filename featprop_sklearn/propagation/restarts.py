@@ -115,4 +115,5 @@ def _size(flat: Tensor) -> Tensor:
 def _draw(n_draws: int, seed: int, like: Tensor) -> Tensor:
     """Draw rows of noise, the same ones in any precision and on any device."""
     generator = torch.Generator().manual_seed(seed)
-    return torch.randn(n_draws, like.shape[1], generator=generator, dtype=torch.float32).to(like)
+    size = (n_draws, like.shape[1])
+    return torch.randn(size, generator=generator, dtype=torch.float32, device="cpu").to(like)

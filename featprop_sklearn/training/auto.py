@@ -13,7 +13,7 @@ from sklearn.base import BaseEstimator, clone
 from featprop_sklearn.networks import Chain
 from featprop_sklearn.training.batch_norm import reestimate_batch_norm
 from featprop_sklearn.training.closed_form import ClosedFormTrainer
-from featprop_sklearn.training.component import Component, TrainingResult
+from featprop_sklearn.training.component import Component, Labelled, TrainingResult
 from featprop_sklearn.training.gradient import GradientTrainer
 from featprop_sklearn.training.judge import Judge
 
@@ -67,6 +67,8 @@ class AutoTrainer(BaseEstimator):
     estimator's ``batch_size`` (but all rows at once for the default network), and its
     ``max_epochs`` are raised or lowered to make 300 to 600 steps. Where every
     polish does harm, one at a twentieth of the rate and a tenth of the weight decay is tried.
+    Without held-out rows that is a polish after which the network answers its own training rows
+    worse than before, and no better than one answer to all would.
 
     Examples
     --------
@@ -213,18 +215,25 @@ class _Steps:
         self.interrupted = False
 
     def run_all(self, own: Component) -> None:
-        """Run every step, for want of data to judge by."""
+        """Run every step, for want of data to judge by; a polish that ruins is taken back."""
         self._batch_norm(own)
         self._sweep(own)
-        if self.polishes:
-            self._polish(own, self.polishes[0])
+        swept = own.network().states()
+        judge = self._judge(own, own.data)
+        for polish in (self.polishes[0], _gentle(self.polishes[0])) if self.polishes else ():
+            earlier = len(self.history)
+            self._polish(own, polish)
+            if self.interrupted or not judge.calls_ruined():
+                return
+            own.network().restore(swept)
+            for entry in self.history[earlier:]:
+                entry["trial"] = True
 
     def run_what_helps(self, own: Component) -> None:
         """Try the steps without the held-out rows, and finish on all rows what helped."""
         start = own.network().states()
         assert own.validation is not None
-        whole = Chain((*own.stages, *own.after))
-        judge = Judge(whole, own.output_targets, own.validation, self.batch_size)
+        judge = self._judge(own, own.validation)
         self._batch_norm(own)
         with_batch_norm = judge.accepts()
         swept = own.network().states() if with_batch_norm else start
@@ -245,14 +254,17 @@ class _Steps:
         if with_sweeps:
             self._sweep(everything)
 
+    def _judge(self, own: Component, data: Labelled) -> Judge:
+        whole = Chain((*own.stages, *own.after))
+        return Judge(whole, own.output_targets, data, self.batch_size)
+
     def _choose_polish(self, own: Component, judge: Judge, start: Any) -> GradientTrainer | None:
         best: GradientTrainer | None = None
         for polish in self.polishes:
             if self._try_polish(own, polish, start) and judge.accepts(clearly=bool(best)):
                 best = polish
         if best is None and self.polishes:
-            first = self.polishes[0]
-            gentle = clone(first).set_params(lr=first.lr / 20, weight_decay=first.weight_decay / 10)
+            gentle = _gentle(self.polishes[0])
             if self._try_polish(own, gentle, start) and judge.accepts():
                 best = gentle
         return best
@@ -308,6 +320,10 @@ class _Steps:
         result.load_into(own.stages)
         self.interrupted = self.interrupted or result.interrupted
         self.history += [{**entry, "step": step, "trial": trial} for entry in result.history]
+
+
+def _gentle(polish: GradientTrainer) -> GradientTrainer:
+    return clone(polish).set_params(lr=polish.lr / 20, weight_decay=polish.weight_decay / 10)
 
 
 def _with_all_rows(component: Component) -> Component:

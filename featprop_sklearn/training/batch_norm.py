@@ -70,7 +70,7 @@ class Moments:
 
     def __init__(self) -> None:
         self.weight = 0.0
-        self.mean = self.variance = torch.zeros(())
+        self.mean = self.variance = torch.zeros((), device="cpu")
 
     def add(self, values: Tensor, weights: Tensor) -> None:
         """Merge in a batch.

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from featprop_sklearn.data import Inputs, join_rows, take_rows
 from featprop_sklearn.networks import Chain
+from featprop_sklearn.networks.replay import Replay
 from featprop_sklearn.output_targets import OutputTargets
 
 __all__ = ["Component", "Labelled", "SplitNetwork", "TrainingResult"]
@@ -132,7 +133,8 @@ class SplitNetwork(nn.Module):
 
     A parameter that also occurs outside the component is frozen, and so is one that the
     user has frozen (``requires_grad=False``). Frozen stages, and normalisations whose
-    parameters are all frozen, stay in eval mode, so that their statistics do not move.
+    parameters are all frozen, stay in eval mode, so that their statistics do not move; so do
+    replayed parts of a network that takes another way in training.
 
     Parameters
     ----------
@@ -162,7 +164,7 @@ class SplitNetwork(nn.Module):
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Return the network's output and the feature at the split."""
         for stage in self.upstream:
-            x = stage(x)
+            x = _run(stage, x)
         feature = x
         for stage in self.downstream:
             x = stage(x)
@@ -193,3 +195,14 @@ class SplitNetwork(nn.Module):
         """Load what :meth:`states` returned."""
         for stage, state in zip(self.upstream, states, strict=True):
             stage.load_state_dict(state)
+
+
+def _run(stage: nn.Module, x: Tensor) -> Tensor:
+    try:
+        return stage(x)
+    except RuntimeError:
+        # what networks do in training alone, such as skipping layers by chance, may lead past the
+        # part that is replayed; it then is trained as it will be used
+        if not (isinstance(stage, Replay) and stage.training):
+            raise
+        return stage.eval()(x)

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import math
+import random
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from numbers import Integral, Real
 from typing import Any
 
@@ -16,6 +19,7 @@ from skorch.helper import predefined_split
 from torch import nn
 
 from featprop_sklearn.data import batches
+from featprop_sklearn.networks.probe import random_state_kept
 from featprop_sklearn.propagation import PROPAGATIONS
 from featprop_sklearn.training.callbacks import best_epoch, one_cycle, recorded_terms
 from featprop_sklearn.training.component import (
@@ -199,13 +203,26 @@ class GradientTrainer(BaseEstimator):
             gradient_regularization=self.gradient_regularization,
             gradient_weight=float(self.gradient_weight),
         )
-        devices = [own.data.inputs.device] if own.data.inputs.is_cuda else []
-        with torch.random.fork_rng(devices=devices):
-            torch.manual_seed(seed)
+        with random_state_kept(own.data.inputs.device, seed), _seeded_elsewhere(seed):
             net = self._net(network, loss, own, batch_size, verbose)
             if self.max_epochs == 0:
                 return TrainingResult(network.states(), [])
+            self._check_differentiable(network, own)
             return self._fit(net, network, own, batch_size)
+
+    def _check_differentiable(self, network: SplitNetwork, own: Component) -> None:
+        """Refuse a loss that no derivative leads from to a parameter."""
+        network.eval()
+        with torch.enable_grad():
+            output, feature = network(own.data.inputs[:1])
+        terms = [] if self.feature_only else [output]
+        terms += [] if own.targets is None else [feature]
+        if not any(term.requires_grad for term in terms):
+            raise ValueError(
+                f"Nothing up to split {own.split!r} can be trained by gradients: what follows cuts "
+                "them off (detach(), torch.no_grad() or numpy in the network's forward). Remove "
+                "that, choose a split after it, or use trainer='closed_form'."
+            )
 
     def train_chunk(
         self, component: Component, seen: dict[str, Any], *, batch_size: int, seed: int, **_: Any
@@ -250,7 +267,8 @@ class GradientTrainer(BaseEstimator):
             criterion=loss,
             optimizer=torch.optim.AdamW,
             optimizer__weight_decay=float(self.weight_decay),
-            optimizer__fused=True,
+            # torch has no fused steps for complex numbers
+            optimizer__fused=not any(p.is_complex() for p in network.parameters()),
             lr=lr,
             max_epochs=epochs,
             batch_size=batch_size,
@@ -298,6 +316,19 @@ class GradientTrainer(BaseEstimator):
             )
         network.eval()
         return TrainingResult(network.states(), history, len(finished) < self.max_epochs)
+
+
+@contextmanager
+def _seeded_elsewhere(seed: int) -> Iterator[None]:
+    """Seed the other generators that networks draw masks from, and leave them as they were."""
+    numpys, pythons = np.random.get_state(), random.getstate()
+    np.random.seed(seed)
+    random.seed(seed)
+    try:
+        yield
+    finally:
+        np.random.set_state(numpys)
+        random.setstate(pythons)
 
 
 def _truth(data: Labelled) -> dict[str, torch.Tensor]:

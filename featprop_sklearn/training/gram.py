@@ -166,7 +166,7 @@ def _says_something(sums: GramSums) -> bool:
 def _spectrum(gram: Tensor) -> tuple[Tensor, Tensor]:
     """Eigenvalues and eigenvectors; those of eigenvalue 0 left out where that saves much."""
     n_groups, size, _ = gram.shape
-    if n_groups == 1 and size >= LARGE and not gram.is_cuda:
+    if n_groups == 1 and size >= LARGE and gram.device.type == "cpu":
         factor = _factor(gram[0])
         if factor.shape[1] <= LOW_RANK * size:
             basis, triangle = torch.linalg.qr(factor)

@@ -49,13 +49,38 @@ class Judge:
         ``clearly`` better one less by more than one.
         """
         errors = self._errors()
-        more = errors - self.best
-        mean = self.weights @ more
-        error = (self.weights.square() @ (more - mean).square()).sqrt()
-        accepted = bool(mean < -error if clearly else mean <= LENIENCY * error)  # NaN is not
+        mean, deviation = self._difference(errors, self.best)
+        accepted = mean < -deviation if clearly else mean <= LENIENCY * deviation  # NaN is not
         if accepted:
             self.best = errors
         return accepted
+
+    def calls_ruined(self) -> bool:
+        """Return whether the state is worse than the best, and tells no samples apart.
+
+        It then is not clearly better than one answer to all: even for data that a network was
+        trained on, that is no matter of noise.
+        """
+        if self.accepts():
+            return False
+        mean, deviation = self._difference(self._errors(), self._errors_of_one_answer())
+        return not mean < -deviation
+
+    def _difference(self, errors: Tensor, others: Tensor) -> tuple[float, float]:
+        """Return the mean difference, and its standard error."""
+        more = errors - others
+        mean = self.weights @ more
+        return float(mean), float((self.weights.square() @ (more - mean).square()).sqrt())
+
+    def _errors_of_one_answer(self) -> Tensor:
+        """Error of each sample where the mean, or the most frequent label, answers all."""
+        y = self.data.y
+        if self.output_targets.task == "regression":
+            values = y.reshape(len(y), -1).double()
+            return (values - self.weights @ values).square().mean(dim=1)
+        kinds = torch.unique(y, dim=0, return_inverse=True)[1]
+        shares = torch.bincount(kinds, self.weights)
+        return (kinds != shares.argmax()).double()
 
     @torch.no_grad()
     def _errors(self) -> Tensor:

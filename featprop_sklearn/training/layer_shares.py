@@ -65,7 +65,7 @@ def explained_shares(
         In [0, 1], one a site.
     """
     n_samples = min(len(data), SAMPLES)
-    data = data.take(torch.arange(n_samples) * len(data) // n_samples)
+    data = data.take(torch.arange(n_samples, device="cpu") * len(data) // n_samples)
     one = _watched(chain, sites, data[:1], output_targets)
     step = max(1, FEATURE_BUDGET // sum(x.numel() + gradient.numel() for x, gradient in one))
     most = ROW_BUDGET // max(weight_rows(site.layer).shape[1] for site in sites)
@@ -113,7 +113,8 @@ def _drawn(
     """Draw design rows, what is to be explained there, and their weights; rows come first."""
     asked = output_rows(layer, gradient)
     n_samples, n_positions = asked.shape[1:3]
-    places = torch.randperm(n_samples * n_positions, generator=draw)[:n_rows].to(x.device)
+    places = torch.randperm(n_samples * n_positions, generator=draw, device=draw.device)
+    places = places[:n_rows].to(x.device)
     rows = design_rows(layer, x, places)[:, :, 0]
     asked = asked.flatten(1, 2)[:, places]
     # nothing is lost: they are the network's own numbers, which may take half the room

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import torch
 from sklearn.base import clone
 from torch import nn
 
 from featprop_sklearn.networks import Chain, build_chain, default_network, weighted_moments
+from featprop_sklearn.networks.probe import random_state_kept
 from featprop_sklearn.output_targets import OutputTargets
 from featprop_sklearn.training.component import Component, Labelled
 from featprop_sklearn.training.gradient import GradientTrainer
@@ -58,8 +58,7 @@ def pretrain_default_network(
     scale = None
     if task == "regression":
         scale = weighted_moments(data.y.reshape(len(data), -1), data.weights)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with random_state_kept(data.inputs.device, seed):
         module = default_network(data.inputs[:], n_outputs, data.weights, scale).eval()
     chain: Chain = build_chain(module, data.inputs[:2])
     component = Component("output", chain, chain[:0], data, None, OutputTargets(task), validation)

@@ -49,7 +49,8 @@ class RowBatches:
             for rows in batches(n_samples, self.batch_size):
                 yield self.dataset[rows]
             return
-        order = torch.randperm(n_samples, generator=self.generator)
+        draw = self.generator
+        order = torch.randperm(n_samples, generator=draw, device=draw.device)
         order = order.to(self.dataset.inputs.device)
         slices = list(batches(n_samples, self.batch_size))
         for i in range(0, len(slices), GATHERED):

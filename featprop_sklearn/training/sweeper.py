@@ -21,9 +21,12 @@ from featprop_sklearn.training.head import is_head, refit_head
 from featprop_sklearn.training.layer_shares import explained_shares
 from featprop_sklearn.training.layer_sums import layer_sums
 from featprop_sklearn.training.losses import mean_task_loss
+from featprop_sklearn.training.routing import routed_layers
 from featprop_sklearn.training.waking import wake_dead_units
 
 __all__ = ["Sweeper"]
+
+ROUTED = "not every sample gets to it, or not just once"
 
 
 class Sweeper:
@@ -51,6 +54,7 @@ class Sweeper:
         self.multiple = multiple
         self.network.eval()
         self.sites = affine_sites(own.stages, own.data.inputs[:8])
+        self.routed = self._leave_out_routed()
         self.head = self._find_head()
         self.max_layers = max_layers
         self.chosen = chosen
@@ -63,7 +67,7 @@ class Sweeper:
         """Sweep while it helps; return the loss of the state kept, and if it was interrupted."""
         states, loss = self.network.states(), self._loss()
         others = reasons_against(self.own.stages, self.own.data.inputs[:8])
-        self._note(0, loss, 0.0, refitted=[], not_refitted=others)
+        self._note(0, loss, 0.0, refitted=[], not_refitted={**others, **self.routed})
         try:
             states, loss = self._batch_norm(states, loss)
             for sweep in range(1, sweeps + 1):
@@ -108,7 +112,8 @@ class Sweeper:
         self._follow_logits()
         self.start_over()
         for site in self.sites:
-            if site is not self.head:
+            # where data are routed at all, a refit before may lead them elsewhere
+            if site is not self.head and not (self.routed and self._is_routed(site)):
                 ridges[site.name] = self.refit(site)
         self._refit_head()
         return ridges
@@ -168,6 +173,17 @@ class Sweeper:
         """Sum up what a layer gets and what it lacks."""
         chain, here, data = self.from_here(site)
         return layer_sums(chain, here, data, self.targets, self.batch_size, self.n_jobs)
+
+    def _leave_out_routed(self) -> dict[str, str]:
+        """Keep the layers that get every sample; return why the others are not refitted."""
+        inputs, sites = self.own.data.inputs, self.sites
+        routed = routed_layers(self.own.stages, sites, inputs, self.batch_size)
+        self.sites = [site for site in sites if site.layer not in routed]
+        return {site.name: ROUTED for site in sites if site.layer in routed}
+
+    def _is_routed(self, site: Site) -> bool:
+        chain, here, data = self.from_here(site)
+        return bool(routed_layers(chain, [here], data.inputs, self.batch_size))
 
     def _find_head(self) -> Site | None:
         if len(self.own.after) or not self.sites:

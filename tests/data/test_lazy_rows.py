@@ -42,8 +42,8 @@ def halves(values):
     return values.reshape(len(values), 2, 3)
 
 
-def tensors(dtype=torch.float64):
-    return to_inputs(LazyRows(Counting()), dtype)
+def tensors(dtype=torch.float64, device="cpu"):
+    return to_inputs(LazyRows(Counting()), dtype, device)
 
 
 slices = st.builds(
@@ -84,14 +84,17 @@ def test_nothing_is_read_before_it_is_asked_for():
 @pytest.mark.parametrize(
     "rows", [slice(None), slice(2, 5), torch.tensor([7, 0, 7])], ids=["all", "some", "numbers"]
 )
-def test_tensors_of_rows(rows):
-    whole = torch.from_numpy(ROWS).double()
-    assert tensors().shape == (23, 6)
-    assert not tensors().is_cuda
-    assert tensors()[rows].dtype == torch.float64
-    assert torch.equal(tensors()[rows], whole[rows])
-    assert torch.equal(take_rows(tensors(), rows)[:], whole[rows])
-    joined = join_rows(take_rows(tensors(), rows), take_rows(tensors(), slice(1, 2)))
+@pytest.mark.parametrize("place", ["cpu", "accelerator"])
+def test_tensors_of_rows(rows, place, request):
+    device = place if place == "cpu" else request.getfixturevalue(place)
+    rows = rows.to(device) if isinstance(rows, torch.Tensor) else rows
+    whole, lazy = torch.from_numpy(ROWS).double().to(device), tensors(device=device)
+    assert lazy.shape == (23, 6)
+    assert lazy.device == torch.device(device)
+    assert lazy[rows].dtype == torch.float64
+    assert torch.equal(lazy[rows], whole[rows])
+    assert torch.equal(take_rows(lazy, rows)[:], whole[rows])
+    joined = join_rows(take_rows(lazy, rows), take_rows(lazy, slice(1, 2)))
     assert torch.equal(joined[:], torch.cat([whole[rows], whole[1:2]]))
     assert torch.equal(join_rows(whole[rows], whole[1:2]), joined[:])
 

@@ -9,11 +9,13 @@ from torch import nn
 
 from featprop_sklearn.data import (
     batches,
+    double_device,
     module_device,
     module_dtype,
     plain_torch,
     resolve_device,
     to_array,
+    to_double,
     to_tensor,
 )
 
@@ -57,6 +59,13 @@ def test_to_tensor_shares_no_memory_and_takes_read_only_arrays():
     np.testing.assert_array_equal(array, 0)
 
 
+def test_numbers_of_several_kinds():
+    mixed = np.array([[1.5, True], [2, np.float32(0.25)]], dtype=object)
+    assert to_tensor(mixed, torch.float32).tolist() == [[1.5, 1], [2, 0.25]]
+    with pytest.raises(ValueError, match="could not convert string to float: 'a'"):
+        to_tensor(np.array([[1.5, "a"]], dtype=object), torch.float32)
+
+
 def test_to_array():
     tensor = torch.arange(3.0, requires_grad=True)
     np.testing.assert_array_equal(to_array(tensor), [0, 1, 2])
@@ -75,29 +84,47 @@ def test_dtype_and_device_of_a_network():
     assert module_device(nn.ReLU()) == torch.device("cpu")
 
 
-@pytest.mark.parametrize("available", [True, False])
-def test_auto_device_is_cuda_where_there_is_one(monkeypatch, available):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: available)
-    assert resolve_device("auto") == torch.device("cuda" if available else "cpu")
+def test_auto_device_is_the_accelerator(accelerator):
+    assert resolve_device("auto") == torch.device(accelerator)
 
 
-@pytest.mark.parametrize("device", ["cpu", torch.device("cpu")])
-def test_named_device(device):
-    assert resolve_device(device) == torch.device("cpu")
+def test_auto_device_without_an_accelerator(monkeypatch):
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: False)
+    assert resolve_device("auto") == torch.device("cpu")
+
+
+def test_device_without_float64(without_double):
+    assert double_device(torch.device(without_double)) == torch.device("cpu")
+    assert resolve_device("auto") == torch.device("cpu")
+    with pytest.raises(ValueError, match=r"has no float64, in which .* Use 'auto' or 'cpu'"):
+        resolve_device(without_double)
+
+
+@pytest.mark.parametrize("place", ["cpu", "accelerator"])
+def test_device_with_float64(place, request):
+    device = place if place == "cpu" else request.getfixturevalue(place)
+    assert double_device(torch.device(device)) == torch.device(device)
+    assert resolve_device(device) == torch.device(device)
+
+
+def test_device_itself():
+    assert resolve_device(torch.device("cpu")) == torch.device("cpu")
 
 
 @pytest.mark.parametrize("device", ["gpu", "cuda:99", 1.5, None])
 def test_device_that_is_not_there(device):
     with pytest.raises(
-        ValueError, match=r"^device=.* cannot be used here: (.|\n)*Use 'auto', 'cpu' or a CUDA dev"
+        ValueError, match=r"^device=.* cannot be used here: (.|\n)*Use 'auto', 'cpu' or an acc"
     ):
         resolve_device(device)
 
 
-def test_what_a_caller_has_switched_on_is_off_inside():
-    x = torch.randn(4, 3)
-    linear = torch.nn.Linear(3, 2)
-    with torch.autocast("cpu", dtype=torch.bfloat16), torch.inference_mode():
+@pytest.mark.parametrize("place", ["cpu", "accelerator"])
+def test_what_a_caller_has_switched_on_is_off_inside(place, request):
+    device = place if place == "cpu" else request.getfixturevalue(place)
+    x = torch.randn(4, 3, device=device)
+    linear = torch.nn.Linear(3, 2, device=device)
+    with torch.autocast(device, dtype=torch.bfloat16), torch.inference_mode():
         assert linear(x).dtype == torch.bfloat16
         with plain_torch():
             y = linear(x.clone())
@@ -105,3 +132,36 @@ def test_what_a_caller_has_switched_on_is_off_inside():
             assert not torch.is_inference_mode_enabled()
         assert torch.is_inference_mode_enabled()
         assert linear(x).dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("around", [False, True])
+def test_a_network_s_own_autocast_forgets_its_weights_after_each_run(around):
+    x = torch.ones(1, 1)
+    linear = torch.nn.Linear(1, 1, bias=False)
+    torch.nn.init.ones_(linear.weight)
+
+    def run():
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            return float(linear(x).detach())
+
+    with torch.autocast("cpu", enabled=around):
+        with plain_torch():
+            assert run() == 1
+            torch.nn.init.zeros_(linear.weight)
+            assert run() == 0
+        depth = torch.autocast_increment_nesting()
+        torch.autocast_decrement_nesting()
+        assert depth == 2  # as it was
+
+
+def test_to_double_keeps_complex_numbers():
+    module = torch.nn.Linear(3, 2, bias=False)
+    module.phases = torch.nn.Parameter(torch.tensor([1 + 2j, 3j], dtype=torch.complex64))
+    module.register_buffer("counts", torch.tensor([1, 2]))
+    weight = module.weight.detach().clone()
+    assert to_double(module) is module
+    assert module.weight.dtype == torch.float64
+    torch.testing.assert_close(module.weight.detach(), weight.double(), rtol=0, atol=0)
+    assert module.phases.tolist() == [1 + 2j, 3j]
+    assert module.phases.dtype == torch.complex128
+    assert module.counts.dtype == torch.int64

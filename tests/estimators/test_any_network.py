@@ -184,3 +184,33 @@ def test_memory_and_feature_gap(keywords, tmp_path, monkeypatch):
     gap = feature_gap(first, *keywords.data(slice(200, 240)))
     assert list(gap.index) == split_points(keywords.network, X)
     assert (gap.reached >= 0.95).all()
+
+
+class SecondThoughts(nn.Module):
+    """Where the first answer is unsure, another part of the network is asked."""
+
+    def __init__(self):
+        super().__init__()
+        self.body, self.first = nn.Linear(64, 32), nn.Linear(32, 10)
+        self.second = nn.Sequential(nn.Linear(32, 24), nn.ReLU(), nn.Linear(24, 10))
+        with torch.no_grad():
+            self.body.weight[0], self.body.bias[0] = torch.eye(64)[0], 0
+
+    def forward(self, x):
+        features = torch.relu(self.body(x))
+        logits = self.first(features)
+        unsure = features[:, 0] > 0.5
+        if unsure.any():
+            logits = torch.where(unsure[:, None], self.second(features), logits)
+        return logits
+
+
+def test_splits_are_those_of_the_first_rows_whichever_are_held_out():
+    X, y = digits(TRAINING)
+    X, y = np.tile(X.reshape(len(X), -1), (2, 1)), np.tile(y, 2)
+    X[:, 0] = np.arange(400) >= 8  # the first eight take one way, most others the other
+    torch.manual_seed(0)
+    network = SecondThoughts()
+    classifier = FeatureBackpropClassifier(network, random_state=0).fit(X, y)
+    assert classifier.split_ == split_points(network, X)[-1]
+    assert classifier.score(X, y) > 0.9

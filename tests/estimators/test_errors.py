@@ -173,6 +173,9 @@ def test_wrong_parameters(mlp, parameters, error, text):
         (X, None, ValueError, "requires y to be passed"),
         (X, np.linspace(0, 1, 150), ValueError, "Unknown label type"),
         (X, np.eye(4)[Y], ValueError, "one column an output, 3 of them"),
+        (X, np.where(Y == 0, None, "a"), ValueError, r"50 of 150 labels are missing, .* row 0\."),
+        (X, np.where(Y == 2, np.nan, Y), ValueError, r"y contains NaN .* first in row 100\."),
+        (1e60 * X, Y, ValueError, r"150 of 150 samples: their X is beyond the range of .*float32"),
         (TensorDataset(torch.zeros(3, 4)), None, ValueError, "items of X .* are samples alone"),
         (TensorDataset(torch.zeros(3, 4)), Y[:4], ValueError, "3 samples and y 4"),
         (DataLoader(TensorDataset(torch.zeros(3, 4))), Y[:3], TypeError, r"Pass its dataset"),
@@ -181,6 +184,38 @@ def test_wrong_parameters(mlp, parameters, error, text):
 def test_wrong_data(mlp, samples, labels, error, text):
     with pytest.raises(error, match=text):
         FeatureBackpropClassifier(mlp).fit(samples, labels)
+
+
+class Finished(nn.Module):
+    """Three logits, finished by a function."""
+
+    def __init__(self, finish, weight=1.0):
+        super().__init__()
+        self.linear, self.finish = nn.Linear(4, 3), finish
+        nn.init.constant_(self.linear.weight, weight)
+
+    def forward(self, x):
+        return self.finish(self.linear(x))
+
+
+@pytest.mark.parametrize(
+    ("network", "text"),
+    [
+        (Finished(nn.Identity(), np.nan), r"its linear.weight holds such numbers.* before that"),
+        (
+            Finished(lambda z: z.masked_fill(torch.arange(3) == 1, -torch.inf)),
+            r"for every sample, in columns \[1\]\. If these are classes that are masked",
+        ),
+        (Finished(lambda z: z / (z > 12)), r"for \d+ of 150 samples\. Scale X .* divides by zero"),
+    ],
+    ids=["weights", "masked", "divided"],
+)
+def test_outputs_that_are_not_finite(network, text):
+    estimator = FeatureBackpropClassifier(network, validation_fraction=0)
+    with pytest.raises(ValueError, match=r"^The network \(Finished\) returned NaN .*" + text):
+        estimator.fit(X, Y)
+    with pytest.raises(ValueError, match=text):
+        FeatureBackpropRegressor(network).fit(X, np.eye(3)[Y])
 
 
 def test_wrong_data_after_fit(mlp):
@@ -262,6 +297,14 @@ def test_a_pipeline_is_no_estimator_for_feature_gap(mlp):
     pipeline = make_pipeline(FeatureBackpropClassifier(mlp))
     with pytest.raises(TypeError, match=r"got Pipeline\. Of a Pipeline pass the last step"):
         feature_gap(pipeline, X, Y)
+
+
+def test_one_hot_labels_are_said_to_be_several_labels(mlp):
+    classifier = FeatureBackpropClassifier(mlp, trainer=GradientTrainer(max_epochs=0))
+    with pytest.warns(UserWarning, match=r"taken as 3 labels, .* pass y\.argmax\(axis=1\)") as seen:
+        classifier.fit(X, np.eye(3, dtype=int)[Y])
+    assert seen[0].filename == __file__
+    classifier.fit(X, np.eye(3, dtype=int)[Y] | (Y == 0)[:, None])  # a warning would be an error
 
 
 def test_labels_for_a_network_of_several_labels():

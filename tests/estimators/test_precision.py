@@ -33,6 +33,31 @@ def test_a_fit_is_the_same(cnn, digits, around):
         np.testing.assert_array_equal(one, other)
 
 
+class OwnAutocast(nn.Module):
+    """Runs its body in 16 bits by itself."""
+
+    def __init__(self):
+        super().__init__()
+        self.body = nn.Sequential(nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 32), nn.ReLU())
+        self.head = nn.Linear(32, 10)
+
+    def forward(self, x):
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            features = self.body(x.flatten(1))
+        return self.head(features.float())
+
+
+def test_a_network_s_own_autocast_sees_the_trained_weights(digits):
+    X, y = digits[0][:300], digits[2][:300]
+    torch.manual_seed(0)
+    network = OwnAutocast()
+    plain = FeatureBackpropClassifier(network, random_state=0).fit(X, y)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        inside = FeatureBackpropClassifier(network, random_state=0).fit(X, y)
+    assert plain.score(X, y) > 0.95
+    np.testing.assert_array_equal(plain.predict_proba(X), inside.predict_proba(X))
+
+
 @pytest.mark.parametrize("layer", [nn.Linear(12, 5), nn.Sequential(nn.Linear(12, 5), nn.Tanh())])
 def test_an_inversion_is_the_same(layer):
     X = np.random.default_rng(0).normal(size=(20, 12))

@@ -216,3 +216,45 @@ def test_lrp_is_refused_where_captum_would_be_wrong(images):
     again = nn.Sequential(nn.Flatten(), twice, nn.ReLU(), twice, nn.Linear(64, 2))
     with pytest.raises(ValueError, match=r"Module '1' runs 2 times, and captum's LRP takes one"):
         attribute(again, images, "lrp")
+
+
+class CutOff(nn.Module):
+    """No derivative passes its first layer."""
+
+    def __init__(self):
+        super().__init__()
+        self.body, self.head = nn.Linear(4, 6), nn.Linear(6, 3)
+
+    def forward(self, x):
+        with torch.no_grad():
+            features = self.body(x).relu()
+        return self.head(features)
+
+
+@pytest.mark.parametrize("method", ["gradient", "integrated_gradients"])
+def test_networks_without_derivatives_are_refused(method):
+    X = torch.randn(5, 4)
+    with pytest.raises(ValueError, match=method + " needs derivatives.* method='occlusion'"):
+        attribute(CutOff(), X, method)
+    assert attribute(CutOff(), X, "occlusion").maps.shape == (5, 4)
+
+
+def test_errors_of_other_causes_are_passed_on():
+    def failing(model, x, target):
+        raise RuntimeError("of its own")
+
+    with pytest.raises(RuntimeError, match="of its own"):
+        attribute(nn.Linear(4, 3), torch.randn(5, 4), failing)
+
+
+def test_networks_that_begin_in_16_bits():
+    class Mixed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.body, self.head = nn.Linear(4, 6).bfloat16(), nn.Linear(6, 3)
+
+        def forward(self, x):
+            return self.head(self.body(x.bfloat16()).float())
+
+    found = attribute(Mixed(), torch.randn(5, 4), "gradient")
+    assert found.maps.shape == found.inputs.shape == (5, 4)

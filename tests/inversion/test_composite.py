@@ -12,6 +12,7 @@ from featprop_sklearn.inversion import (
     composite,
     prepare_inverter,
 )
+from featprop_sklearn.inversion import jacobian as jacobians
 from featprop_sklearn.inversion.composite import GaussNewton
 from tests.inversion.cases import Gate, Residual, SelfAttention
 
@@ -195,6 +196,51 @@ def test_samples_do_not_depend_on_each_other():
         [inverter.invert(wanted[i : i + 1], reference[i : i + 1]).solution for i in range(5)]
     )
     torch.testing.assert_close(together, alone, rtol=0, atol=1e-7)
+
+
+class Spectral(nn.Module):
+    """Multiplies frequencies by complex numbers."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.tensor([2, 1 + 1j, 1 - 2j, 1j, 1.5], dtype=torch.cfloat))
+
+    def forward(self, x):
+        return torch.fft.irfft(torch.fft.rfft(x) * self.weight, n=8)
+
+
+def test_stages_with_complex_weights():
+    layer = Spectral().requires_grad_(False)
+    source, reference = torch.randn(5, 8), f64(5, 8)
+    result = prepare(layer, (8,)).invert(layer(source).double(), reference)
+    torch.testing.assert_close(layer(result.solution.float()), layer(source))
+
+
+class Blind(nn.Module):
+    """Looks away from some samples."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(4, 3)
+
+    def forward(self, x):
+        return torch.where(x[:, :1] > 0, self.linear(x), torch.ones(3, dtype=x.dtype))
+
+
+@pytest.mark.parametrize("damping", ["auto", 0.0, 0.1])
+@pytest.mark.parametrize("dense", [True, False])
+def test_samples_that_nothing_moves_stay_and_hold_no_other_up(damping, dense, monkeypatch):
+    monkeypatch.setattr(jacobians, "DENSE_BYTES", jacobians.DENSE_BYTES if dense else 0)
+    torch.manual_seed(0)
+    layer, reference = Blind().double(), torch.randn(8, 4, dtype=torch.float64)
+    reference[:, 0] = torch.tensor([9.0, -9.0] * 4)
+    wanted = layer(reference).detach() + 0.1
+    inverter = prepare(layer, (4,), damping)
+    solution = inverter.invert(wanted, reference).solution
+    torch.testing.assert_close(solution[1::2], reference[1::2])
+    alone = inverter.invert(wanted[::2], reference[::2]).solution
+    torch.testing.assert_close(solution[::2], alone)
+    assert (norms(layer(alone) - wanted[::2]) < norms(layer(reference) - wanted)[::2]).all()
 
 
 def test_no_samples():

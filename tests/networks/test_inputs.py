@@ -75,6 +75,11 @@ class Anything(TwoInputs):
         return super().forward(**inputs)
 
 
+class Starred(TwoInputs):
+    def forward(self, *inputs):
+        return super().forward(*inputs)
+
+
 class Recorder(nn.Module):
     """Keep what arrives."""
 
@@ -269,6 +274,17 @@ def test_the_random_state_is_kept():
             {"uper": PIXELS, "lower": PIXELS},
             r"X\['uper'\] is no argument of the network's forward \(TwoInputs\)\. Did you mean "
             r"'upper'\? It takes \['upper', 'lower', 'mask'\]\.",
+        ),
+        (
+            Starred(),
+            {"u": PIXELS, "v": PIXELS},
+            r"X\['u'\] is no argument of .* \(Starred\)\. Its arguments have no names: wrap it in "
+            r"a module that gives them some, such as forward\(self, u, v\)\.",
+        ),
+        (
+            nn.Linear(3, 2),
+            {"pixels": PIXELS},
+            r"\(Linear\) refused the dict X as the one argument 'input'.* pass X\['pixels'\]\.",
         ),
         (
             TwoInputs(),

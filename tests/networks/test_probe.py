@@ -12,6 +12,7 @@ from torch import nn
 
 from featprop_sklearn import FeatureBackpropClassifier
 from featprop_sklearn.networks import as_network, build_chain, private_copy, probe_network
+from featprop_sklearn.networks.probe import random_state_kept
 
 
 class Run(nn.Module):
@@ -120,6 +121,35 @@ class TestRepeated:
         before = torch.get_rng_state()
         read(network)
         assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize("place", ["cpu", "accelerator"])
+class TestRandomState:
+    def test_it_is_kept(self, place, accelerator):
+        device = torch.device(accelerator if place == "accelerator" else place)
+        before = self.states(accelerator)
+        with random_state_kept(device):
+            torch.randn(3, device=device)
+        assert self.equal(self.states(accelerator), before)
+
+    def test_a_seed_is_that_of_the_device_alone(self, place, accelerator):
+        device = torch.device(accelerator if place == "accelerator" else place)
+        before = self.states(accelerator)
+        drawn = []
+        for _ in range(2):
+            with random_state_kept(device, seed=3):
+                drawn.append((torch.randn(3), torch.randn(3, device=device)))
+                if device.type == "cpu":
+                    assert self.equal(self.states(accelerator)[1:], before[1:])
+        assert self.equal(*drawn)
+        assert torch.equal(drawn[0][0], torch.randn(3, generator=torch.Generator().manual_seed(3)))
+        assert self.equal(self.states(accelerator), before)
+
+    def states(self, accelerator):
+        return torch.get_rng_state(), torch.get_device_module(accelerator).get_rng_state()
+
+    def equal(self, ones, others):
+        return all(torch.equal(one, other) for one, other in zip(ones, others, strict=True))
 
 
 class TestBatchDimension:

@@ -255,3 +255,28 @@ def test_inside_a_residual_block():
     reached = targets.reached(tail(found.targets, every), y)
     assert reached.double().mean() > 0.9
     assert not net[1].inner._forward_hooks
+
+
+class Distance(nn.Module):
+    """One number a sample on its way, without an axis for it."""
+
+    def __init__(self):
+        super().__init__()
+        self.embed = nn.Linear(4, 3)
+
+    def forward(self, x):
+        return 2 - 4 * self.embed(x).square().sum(dim=1).sqrt()
+
+
+def test_features_of_one_number():
+    torch.manual_seed(0)
+    net, x = Distance().double().eval(), torch.randn(30, 4, dtype=torch.float64)
+    y = torch.arange(30) % 2
+    targets = OutputTargets("binary", margin=0.5)
+    feature, output, found, _ = search(net, x, y, "sqrt", targets)
+    sign = 2 * y - 1
+    assert feature.shape == found.targets.shape == (30,)
+    # the nearest number whose logit 2 − 4 f is ± half of the margin
+    expected = torch.where(sign * output >= 0.25, feature, (2 - 0.25 * sign) / 4)
+    torch.testing.assert_close(found.targets, expected, rtol=0, atol=1e-3)  # AIM beyond it
+    assert found.status.count("stalled") == 0

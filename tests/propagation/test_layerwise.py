@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from featprop_sklearn import make_inversion_pipeline
+from featprop_sklearn.inversion.base import UnsupportedLayerError
 from featprop_sklearn.networks import build_chain
 from featprop_sklearn.output_targets import OutputTargets
 from featprop_sklearn.propagation import LayerwiseRule, make_rule, propagate
@@ -135,3 +136,37 @@ def test_targets_that_are_not_finite_are_refused(problem):
 def test_unknown_rule():
     with pytest.raises(ValueError, match=r"propagation must be one of .*'backwards'"):
         make_rule("backwards", solver="auto", damping="auto")
+
+
+class Distance(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.embed = nn.Linear(4, 3)
+
+    def forward(self, x):
+        return 2 - 4 * self.embed(x).square().sum(dim=1).sqrt()
+
+
+class Modulus(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.embed = nn.Linear(4, 3, dtype=torch.cfloat)
+
+    def forward(self, x):
+        return self.embed(x.to(torch.cfloat)).abs()
+
+
+@pytest.mark.parametrize(
+    ("build", "text"),
+    [
+        (Distance, r"'sqrt' takes a number .*keepdim=True.* use propagation='joint'"),
+        (Modulus, r"'abs_1' takes complex numbers, .* use propagation='joint'"),
+    ],
+)
+def test_stages_that_take_no_rows_of_numbers_are_refused(build, text):
+    x = torch.randn(6, 4)
+    chain = build_chain(build().eval(), x)
+    with torch.no_grad():
+        features = list(chain.features(x))
+    with pytest.raises(UnsupportedLayerError, match=text):
+        LayerwiseRule().fit(chain, features, ["embed"])

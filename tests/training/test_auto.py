@@ -21,6 +21,7 @@ from featprop_sklearn import (
 from featprop_sklearn.training import auto as auto_module
 
 HARMFUL = GradientTrainer(alpha=0.0, lr=10.0, max_epochs=3)
+RUINOUS = GradientTrainer(alpha=0.0, lr=3.0, max_epochs=3)
 
 
 @pytest.fixture(scope="module")
@@ -123,6 +124,36 @@ def test_without_a_hold_out_every_step_is_run(digits, network):
     classifier.fit(X[:100], y[:100])
     assert set(steps(classifier.history_, trial=False)) == {"sweeps", "polish"}
     assert steps(classifier.history_, trial=True) == []
+
+
+def test_without_a_hold_out_a_polish_that_ruins_is_taken_back(digits, network):
+    X, X_test, y, y_test = digits
+    few = {"validation_fraction": 0, "random_state": 0}
+    swept = FeatureBackpropClassifier(network, trainer=AutoTrainer(polish=[]), **few)
+    expected = swept.fit(X[:100], y[:100]).decision_function(X_test)
+    trainer = AutoTrainer(polish=GradientTrainer(alpha=0.0, lr=30.0, max_epochs=3))
+    classifier = FeatureBackpropClassifier(network, trainer=trainer, **few).fit(X[:100], y[:100])
+    np.testing.assert_array_equal(classifier.decision_function(X_test), expected)
+    assert set(steps(classifier.history_, trial=True)) == {"polish"}
+    assert set(steps(classifier.history_, trial=False)) == {"sweeps"}
+    gentler = FeatureBackpropClassifier(network, trainer=AutoTrainer(polish=RUINOUS), **few)
+    gentler.fit(X[:100], y[:100])
+    assert set(steps(gentler.history_, trial=True)) == {"polish"}
+    assert set(steps(gentler.history_, trial=False)) == {"sweeps", "polish"}
+    assert gentler.score(X_test, y_test) > 0.3
+
+
+@pytest.mark.parametrize("n_outputs", [1, 3])
+def test_without_a_hold_out_a_polish_that_ruins_a_regression_is_taken_back(n_outputs):
+    rng = np.random.default_rng(0)
+    X = rng.normal(size=(80, 6))
+    y = (X @ rng.normal(size=(6, n_outputs))).squeeze()
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Linear(6, 16), nn.ReLU(), nn.Linear(16, n_outputs)).double()
+    trainer = AutoTrainer(polish=GradientTrainer(alpha=0.0, lr=30.0, max_epochs=3))
+    regressor = FeatureBackpropRegressor(network, trainer=trainer, random_state=0).fit(X, y)
+    assert set(steps(regressor.history_, trial=True)) == {"polish"}
+    assert regressor.score(X, y) > 0.9
 
 
 def test_no_polish_and_no_sweeps_can_be_asked_for(digits, network):

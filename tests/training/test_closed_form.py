@@ -257,6 +257,61 @@ def test_the_history_says_what_is_refitted_and_what_is_not(mlp, digits):
     assert classifier.history_[1]["refitted"] == ["0"]
 
 
+class Experts(nn.Module):
+    """A sample goes to one of three: the first few all to the same."""
+
+    def __init__(self):
+        super().__init__()
+        self.embed = nn.Linear(64, 16)
+        self.experts = nn.ModuleList([nn.Linear(16, 16) for _ in range(3)])
+        self.head = nn.Linear(16, 10)
+
+    def forward(self, x):
+        features = self.embed(x).relu()
+        found = torch.zeros_like(features)
+        for number, expert in enumerate(self.experts):
+            rows = torch.nonzero(x[:, 0] == number)[:, 0]
+            if len(rows):
+                found[rows] = expert(features[rows])
+        return self.head(features + found.relu())
+
+
+def test_layers_that_do_not_get_every_sample_are_no_obstacle(digits):
+    X, X_test, y, y_test = digits
+    X, X_test = X.copy(), X_test.copy()
+    X[:, 0], X_test[:, 0] = np.arange(300) // 100, np.arange(len(X_test)) % 3
+    torch.manual_seed(0)
+    net = Experts().double()
+    history = ClosedFormTrainer(sweeps=1).train(component(net, X, y), batch_size=64).history
+    assert history[1]["refitted"] == ["embed", "head"]
+    reason = "not every sample gets to it, or not just once"
+    assert history[0]["not_refitted"]["experts.0"] == reason
+    classifier = FeatureBackpropClassifier(net, random_state=0).fit(X, y)
+    assert classifier.score(X_test, y_test) > 0.85
+    stream = FeatureBackpropClassifier(net, trainer="closed_form", margin=5.0)
+    for rows in (slice(0, 150), slice(150, 300)):
+        stream.partial_fit(X[rows], y[rows])
+    assert stream.score(X, y) > 0.8
+
+
+def test_data_that_a_refit_leads_elsewhere_are_no_obstacle(digits, monkeypatch):
+    X, _, y, _ = digits
+    torch.manual_seed(0)
+    found = iter([{"the first"}, set(), {"the second"}])
+
+    def led(chain, sites, inputs, batch_size):
+        where = next(found, set())
+        places = {"the first": 1, "the second": 0}
+        return {sites[places[name]].layer for name in where}
+
+    monkeypatch.setattr(sweeper, "routed_layers", led)
+    net = nn.Sequential(nn.Linear(64, 24), nn.ReLU(), nn.Linear(24, 20), nn.ReLU()).double()
+    net.extend([nn.Linear(20, 16).double(), nn.ReLU(), nn.Linear(16, 10).double()])
+    history = ClosedFormTrainer(sweeps=1).train(component(net, X, y), batch_size=64).history
+    assert set(history[1]["ridge"]) == {"0"}
+    assert history[0]["not_refitted"] == {"2": "not every sample gets to it, or not just once"}
+
+
 def test_a_classifier_is_repaired_for_other_data(mlp, digits):
     X, X_test, y, y_test = digits
     before = snapshot(mlp)

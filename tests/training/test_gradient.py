@@ -208,3 +208,63 @@ def test_divergence_is_said_with_held_out_data_too():
     with pytest.warns(ConvergenceWarning, match="diverged: the loss or the weights"):
         result = GradientTrainer(lr=1e200).train(part, batch_size=8, seed=0)
     assert torch.equal(result.state[0]["weight"], part.stages[0].module.weight)
+
+
+class Skipping(nn.Module):
+    """Leaves a block out by chance, in training; torch.fx cannot follow it."""
+
+    def __init__(self):
+        super().__init__()
+        self.embed, self.head = nn.Linear(5, 6), nn.Linear(6, 4)
+        self.block = nn.Sequential(nn.Linear(6, 6), nn.ReLU())
+
+    def forward(self, x):
+        h = self.embed(x).tanh()
+        if x.isnan().any():
+            raise ValueError("NaN")
+        skips = torch.rand(()) < 0.3, np.random.random() < 0.3
+        if not (self.training and any(skips)):
+            h = self.block(h)
+        return self.head(h)
+
+
+def test_networks_that_take_another_way_in_training():
+    torch.manual_seed(0)
+    net = Skipping().double().eval()
+    x, y = torch.randn(40, 5, dtype=torch.float64), torch.arange(40) % 4
+    chain = build_chain(net, x[:8])
+    assert chain.names == ["tanh", "block.0", "block.1", "head"]
+    data = Labelled(x, y, torch.ones(40, dtype=torch.float64))
+    targets = OutputTargets("multiclass")
+    part = Component("head", chain, chain[4:], data, None, targets, data)
+    np.random.seed(3)
+    state = np.random.get_state()[1]
+    trainer = GradientTrainer(alpha=0.0, lr=1e-2, max_epochs=10)
+    first, second = (trainer.train(part, batch_size=8, seed=1) for _ in range(2))
+    np.testing.assert_array_equal(np.random.get_state()[1], state)
+    losses = [entry["valid_loss"] for entry in first.history]
+    assert losses[-1] < losses[0]
+    assert losses == [entry["valid_loss"] for entry in second.history]
+
+
+class CutOff(nn.Module):
+    """No gradient gets to its first layer."""
+
+    def __init__(self):
+        super().__init__()
+        self.embed, self.head = nn.Linear(5, 6), nn.Linear(6, 4)
+
+    def forward(self, x):
+        return self.head(self.embed(x).detach())
+
+
+def test_parameters_that_no_gradient_reaches():
+    x = torch.randn(20, 5)
+    chain = build_chain(CutOff().eval(), x[:8])
+    data = Labelled(x, torch.arange(20) % 4, torch.ones(20))
+    part = Component("embed", chain[:1], chain[1:], data, None, OutputTargets("multiclass"))
+    trainer = GradientTrainer(alpha=0.0, max_epochs=1)
+    with pytest.raises(ValueError, match=r"Nothing up to split 'embed' .* cuts them off \(detach"):
+        trainer.train(part, batch_size=8, seed=0)
+    whole = Component("head", chain, chain[3:], data, None, OutputTargets("multiclass"))
+    assert len(trainer.train(whole, batch_size=8, seed=0).history) == 1

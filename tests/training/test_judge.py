@@ -56,6 +56,26 @@ def test_what_is_not_finite_is_refused():
     assert not judge.accepts()
 
 
+@pytest.mark.parametrize("task", ["multiclass", "multilabel", "regression"])
+def test_what_is_worse_and_no_better_than_one_answer_is_ruined(task):
+    torch.manual_seed(0)
+    layer = nn.Linear(3, 3).double().requires_grad_(False)
+    x = torch.randn(200, 3).double()
+    y = {"multiclass": layer(x).argmax(1), "multilabel": (layer(x) > 0).long()}.get(task, layer(x))
+    data = Labelled(x, y, torch.ones(200).double())
+    judge = Judge(build_chain(layer, x[:2]), OutputTargets(task), data, 64)
+    weight, bias = layer.weight.clone(), layer.bias.clone()
+    assert not judge.calls_ruined()
+    layer.weight[0] = weight[0] + (0.3 if task == "regression" else 0.7)  # worse, and of use
+    assert not judge.accepts()
+    assert not judge.calls_ruined()
+    layer.weight.zero_()
+    layer.bias.copy_(y.double().mean(0) if task == "regression" else bias)
+    assert judge.calls_ruined()
+    layer.weight.fill_(torch.nan)
+    assert judge.calls_ruined()
+
+
 @pytest.fixture(scope="module")
 def digits():
     X, y = load_digits(return_X_y=True)

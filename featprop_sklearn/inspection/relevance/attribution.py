@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from featprop_sklearn.data import module_device, plain_torch
+from featprop_sklearn.data import double_device, module_device, plain_torch, to_double
 from featprop_sklearn.inspection.relevance.classes import (
     hostile_classes,
     one_each,
@@ -131,9 +131,10 @@ class RelativeSectionalPropagation:
         return found.to(device=x.device, dtype=x.dtype)
 
     def _attribute(self, x: Tensor, target: Any, hostile: Any) -> Tensor:
-        x = x.to(device=module_device(self.model), dtype=torch.float64)
+        place = double_device(module_device(self.model))
+        x = x.to(device=place, dtype=torch.float64)
         rows = x[:ROWS]
-        twin = private_copy(self.model).double().requires_grad_(False)
+        twin = to_double(private_copy(self.model), place).requires_grad_(False)
         network = probe_network(twin, rows)
         point, expected = find_seed_point(network, twin, self.layer, rows)
         run, start = RuledRun(twin, self.options), x.requires_grad_()
