@@ -1,6 +1,8 @@
 """One setting for every test: one thread, a fixed seed, derandomised hypothesis."""
 
 import os
+from contextlib import suppress
+from subprocess import CalledProcessError
 
 # SciPy reads it once, on its first import; without it some of scikit-learn's checks skip.
 os.environ.setdefault("SCIPY_ARRAY_API", "1")
@@ -24,6 +26,13 @@ hypothesis.settings.load_profile("ci")
 @pytest.fixture(autouse=True)
 def _same_torch_seed_for_every_test():
     torch.manual_seed(0)
+
+
+def pytest_sessionstart():
+    """Make the emulated accelerator known: torch's autograd looks for devices only once."""
+    if not (torch.cuda.is_available() or emulated.why_not()):
+        with suppress(CalledProcessError):  # the tests that need it will say so
+            emulated.register()
 
 
 @pytest.fixture(scope="session")

@@ -55,7 +55,7 @@ def cnn(skorch_net):
     return skorch_net.module_.train()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture
 def mlp():
     """A small untrained network for tables of 4 features and 3 classes."""
     torch.manual_seed(0)
