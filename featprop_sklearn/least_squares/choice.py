@@ -17,14 +17,18 @@ __all__ = ["AutoSolver"]
 
 #: measured: share of a solver's further effort that others which square the condition may do with
 SHARED = 1 / 5
+#: time, as a multiple of the least, that a solver may take in all if its calls take less: there
+#: may be more of them
+HARDLY_MORE = 1.4
 
 
 class AutoSolver(Solver):
     """Choose among the registered solvers by what each would cost.
 
     Time is that of the set-up and of ``n_samples`` right-hand sides, as each solver estimates
-    them (:meth:`Solver.cost`) from sizes, λ and structure. What exceeds ``max_bytes`` is left out;
-    the matrix-free solver always fits. Where the set-up of the chosen one shows that a
+    them (:meth:`Solver.cost`) from sizes, λ and structure; of those that take hardly more than the
+    least, the one whose calls take least is chosen. What exceeds ``max_bytes`` is left out; the
+    matrix-free solver always fits. Where the set-up of the chosen one shows that a
     sample takes longer (it has to be refined, or iterated), the next ones are compared with
     that; a fifth of its further effort is expected of those that would square the condition, too.
     What was chosen and why is in ``SolveResult.reason``.
@@ -69,34 +73,34 @@ class AutoSolver(Solver):
 
     def choose(self, linear_map: LinearMap, damping: float) -> str:
         """Return the name of the solver with the least cost, before any set-up."""
-        return self._within(self.costs(linear_map, damping))[0]
+        return self._preferred(self._within(self.costs(linear_map, damping)))
 
     def prepare(self, linear_map: LinearMap, damping: float) -> PreparedSolver:
         """Set up the solver of least cost that keeps what it promised."""
         costs = self.costs(linear_map, damping)
-        expected = {name: costs[name].total(self.n_samples) for name in self._within(costs)}
-        found: dict[str, float] = {}
+        expected = self._within(costs)
+        found: dict[str, Cost] = {}
         prepared: PreparedSolver | None = None
-        while expected:
-            name = min(expected, key=expected.__getitem__)
-            if found and min(found.values()) <= expected[name]:
-                break
+        while (name := self._preferred(expected | found)) in expected:
             prepared = None  # two set-ups at a time might take too much memory
             prepared = self._solver(name).prepare(linear_map, damping)
             del expected[name]
-            found[name] = self._seconds(costs[name], prepared.effort)
+            found[name] = costs[name].times(prepared.effort)
             shared = 1 + SHARED * (prepared.effort - 1)
             for other in expected:
                 if SOLVERS[name].squares and SOLVERS[other].squares:
-                    expected[other] = self._seconds(costs[other], shared)
-        chosen = min(found, key=found.__getitem__)
-        if prepared is None or chosen != [*found][-1]:
+                    expected[other] = costs[other].times(shared)
+        if prepared is None or name != [*found][-1]:
             prepared = None
-            prepared = self._solver(chosen).prepare(linear_map, damping)
-        return _Chosen(prepared, self._reason(chosen, costs))
+            prepared = self._solver(name).prepare(linear_map, damping)
+        return _Chosen(prepared, self._reason(name, costs))
 
-    def _seconds(self, cost: Cost, effort: float) -> float:
-        return replace(cost, per_sample=effort * cost.per_sample).total(self.n_samples)
+    def _preferred(self, costs: dict[str, Cost]) -> str:
+        """Return whose calls take least among those that take hardly more than any in all."""
+        totals = {name: cost.total(self.n_samples) for name, cost in costs.items()}
+        most = HARDLY_MORE * min(totals.values())
+        near = [name for name, total in totals.items() if total <= most]
+        return min(near, key=lambda name: (costs[name].per_sample, totals[name]))
 
     def _check_limits(self) -> None:
         for name in ("max_bytes", "n_samples"):
@@ -108,9 +112,10 @@ class AutoSolver(Solver):
                     "max_bytes=2**30 for 1 GiB, n_samples=1000."
                 )
 
-    def _within(self, costs: dict[str, Cost]) -> list[str]:
-        within = [name for name, cost in costs.items() if cost.n_bytes <= self.max_bytes]
-        return within or [min(costs, key=lambda name: costs[name].n_bytes)]
+    def _within(self, costs: dict[str, Cost]) -> dict[str, Cost]:
+        within = {name: cost for name, cost in costs.items() if cost.n_bytes <= self.max_bytes}
+        least = min(costs, key=lambda name: costs[name].n_bytes)
+        return within or {least: costs[least]}
 
     def _solver(self, name: str) -> Solver:
         solver = get_solver(name)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import inf
 
 __all__ = ["FLOPS", "Cost", "readable_bytes"]
@@ -32,6 +32,10 @@ class Cost:
     def total(self, n_samples: int) -> float:
         """Return the seconds that this many right-hand sides take, set-up included."""
         return self.set_up + n_samples * self.per_sample
+
+    def times(self, effort: float) -> Cost:
+        """Return the cost of as many calls for each right-hand side."""
+        return replace(self, per_sample=effort * self.per_sample)
 
     def __str__(self) -> str:
         return (

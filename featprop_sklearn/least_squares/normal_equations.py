@@ -37,7 +37,7 @@ MAX_ITERATIONS = 200
 SERVES = 1e-8
 N_TRIED = 16
 MAX_TRIALS = 40
-FEW = 3
+FEW = 5
 #: passes of a solve that is not known to end soon
 MANY = 100.0
 

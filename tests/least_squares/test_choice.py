@@ -60,7 +60,13 @@ def test_less_memory_leaves_less_to_choose_from():
 
 def test_what_no_memory_suffices_for_is_left_to_the_least():
     costs = {"fat": Cost(1.0, 1.0, 1000.0), "fatter": Cost(0.1, 0.1, 2000.0)}
-    assert AutoSolver(max_bytes=10)._within(costs) == ["fat"]
+    assert [*AutoSolver(max_bytes=10)._within(costs)] == ["fat"]
+
+
+@pytest.mark.parametrize(("set_up", "expected"), [(0.4, "second"), (0.6, "first")])
+def test_what_takes_hardly_more_in_all_is_taken_if_its_calls_take_less(set_up, expected):
+    costs = {"first": Cost(0.0, 1e-3, 0.0), "second": Cost(set_up, 0.9e-3, 0.0)}
+    assert AutoSolver(n_samples=1000)._preferred(costs) == expected
 
 
 def test_few_samples_are_not_worth_a_factorisation():
