@@ -22,6 +22,7 @@ from featprop_sklearn.data import (
     Inputs,
     LazyRows,
     batches,
+    module_device,
     module_dtype,
     plain_torch,
     resolve_device,
@@ -38,7 +39,9 @@ from featprop_sklearn.estimators.checks import (
     checked_trainer,
 )
 from featprop_sklearn.estimators.samples import EXAMPLES, Samples, TakesSamples, with_labels
+from featprop_sklearn.estimators.saving import SavedOnCPU
 from featprop_sklearn.networks import (
+    Chain,
     Network,
     SharedParameters,
     as_network,
@@ -56,6 +59,8 @@ from featprop_sklearn.output_targets import OutputTargets
 from featprop_sklearn.propagation import Propagated, cached_propagate, make_rule
 from featprop_sklearn.training import (
     Labelled,
+    StandardNetwork,
+    StandardUnits,
     Trainer,
     post_train,
     pretrain_default_network,
@@ -80,7 +85,7 @@ class _Given:
         return self if mask.all() else self[mask]
 
 
-class FeatureBackpropBase(SharedParameters, TakesSamples, ABC):
+class FeatureBackpropBase(SharedParameters, TakesSamples, SavedOnCPU, ABC):
     """Common part of :class:`FeatureBackpropClassifier` and :class:`FeatureBackpropRegressor`.
 
     Subclasses say what y means: they encode it, choose the output targets and read
@@ -89,6 +94,7 @@ class FeatureBackpropBase(SharedParameters, TakesSamples, ABC):
 
     _shared = ("module",)
     _output_targets: OutputTargets
+    _units: StandardUnits | None = None
     history_: list[dict[str, Any]]
     _chunks_seen: int
     _chunk_sums: dict[str, dict[str, Any]]
@@ -116,6 +122,12 @@ class FeatureBackpropBase(SharedParameters, TakesSamples, ABC):
         self, task: str, outputs: Tensor, y: NDArray, weights: Tensor, last_layer: type | None
     ) -> OutputTargets:
         """Choose the output targets, once the task is known."""
+
+    def _standard_units(
+        self, chain: Chain, y: NDArray, weights: NDArray, outputs: Tensor
+    ) -> StandardUnits | None:
+        """Choose the units that targets and training have; None for those of the network."""
+        return None
 
     @abstractmethod
     def _class_weights(self, y: NDArray, weights: NDArray) -> NDArray:
@@ -280,6 +292,7 @@ class FeatureBackpropBase(SharedParameters, TakesSamples, ABC):
         task = (
             self._output_targets.task if goes_on else self._read_labels(given.y, outputs, network)
         )
+        self._units = self._standard_units(chain, spread.y, spread.weights, outputs)
         weights = to_tensor(spread.weights, torch.float64, outputs.device)
         self._output_targets = self._make_output_targets(
             task, outputs, spread.y, weights, last_layer_type(chain)
@@ -342,12 +355,13 @@ class FeatureBackpropBase(SharedParameters, TakesSamples, ABC):
             chain = build_chain(self.module_, data.inputs[:8] if examples is None else examples)
             splits = resolve_splits(splits, chain)
             batch_size = self._rows_at_a_time(len(data))
+            network = StandardNetwork(chain, self._units, data.y)
             # targets that are shown, and not trained on, need not be those of every row
             shown = data if trainer.needs_targets else data.take(spread_rows(len(data)))
             found = cached_propagate(
                 self.memory if chunk is None else None,
                 self._rule(),
-                chain,
+                network.chain,
                 shown.inputs,
                 shown.y,
                 self._output_targets,
@@ -356,20 +370,23 @@ class FeatureBackpropBase(SharedParameters, TakesSamples, ABC):
                 keep_targets=trainer.needs_targets,
             )
             self.report_ = self._report(found, shown)
-            self.history_, interrupted, left_out = post_train(
-                chain,
-                splits,
-                data,
-                found.targets,
-                self._output_targets,
-                trainer,
-                validation=validation,
-                batch_size=-1 if self._whole_batches() else batch_size,
-                seeds=[_draw_seed(random_state) for _ in splits],
-                n_jobs=self.n_jobs,
-                verbose=self.verbose,
-                chunk=chunk,
-            )
+            try:
+                self.history_, interrupted, left_out = post_train(
+                    network.chain,
+                    splits,
+                    data,
+                    found.targets,
+                    self._output_targets,
+                    trainer,
+                    validation=validation,
+                    batch_size=-1 if self._whole_batches() else batch_size,
+                    seeds=[_draw_seed(random_state) for _ in splits],
+                    n_jobs=self.n_jobs,
+                    verbose=self.verbose,
+                    chunk=chunk,
+                )
+            finally:
+                network.hand_over()
             self._tell_of(left_out)
         except KeyboardInterrupt:
             interrupted = True
@@ -429,17 +446,18 @@ class FeatureBackpropBase(SharedParameters, TakesSamples, ABC):
         """Targets and their quality on ``module_``; at every split point if None."""
         X, y = with_labels(X, y)
         samples = self._known_samples(X)
-        encoded = self._encode(self._check_y(samples, y)[rows])
+        encoded = self._wanted(self._check_y(samples, y)[rows])
         samples = samples[rows]
         x = self._inputs(samples, self.module_)
         labels = _label_tensor(encoded, self._output_targets.task, x.dtype).to(x.device)
         chain = build_chain(self.module_, x[:8])
         names = chain_splits(chain) if splits is None else resolve_splits(splits, chain)
         batch_size = self._rows_at_a_time(len(x))
-        return cached_propagate(
+        network = StandardNetwork(chain, self._units, labels)
+        found = cached_propagate(
             self.memory,
             self._rule(),
-            chain,
+            network.chain,
             x,
             labels,
             self._output_targets,
@@ -447,21 +465,33 @@ class FeatureBackpropBase(SharedParameters, TakesSamples, ABC):
             batch_size,
             keep_targets=keep_targets,
         )
+        own = {
+            split: network.in_own_units(split, targets, batch_size)
+            for split, targets in found.targets.items()
+        }
+        return replace(found, targets=own)
+
+    def _wanted(self, y: NDArray) -> NDArray:
+        """Turn labels or values into what the network is trained to put out."""
+        encoded = self._encode(y)
+        return encoded if self._units is None else self._units.standard(encoded)
 
     def _labelled(
         self, given: _Given, task: str, module: torch.nn.Module | None = None
     ) -> Labelled:
         """Turn rows into tensors for a network; for the default one if None."""
-        device = resolve_device(self.device)
+        device = resolve_device(self.device) if module is None else module_device(module)
         dtype = torch.float64 if module is None else module_dtype(module)
+        y = self._encode(given.y) if module is None else self._wanted(given.y)
         return Labelled(
             to_inputs(given.samples, dtype if module is None else input_dtype(module), device),
-            _label_tensor(self._encode(given.y), task, dtype).to(device),
+            _label_tensor(y, task, dtype).to(device),
             to_tensor(given.weights, dtype, device),
         )
 
     def _inputs(self, samples: Samples, module: torch.nn.Module) -> Inputs:
-        return to_inputs(samples, input_dtype(module), resolve_device(self.device))
+        # where the network is: it may have been saved on a machine with other devices
+        return to_inputs(samples, input_dtype(module), module_device(module))
 
     def _hold_out(
         self, given: _Given, random_state: np.random.RandomState

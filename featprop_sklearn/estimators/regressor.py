@@ -14,8 +14,9 @@ from featprop_sklearn.data import to_array, without_torch
 from featprop_sklearn.estimators.base import FeatureBackpropBase
 from featprop_sklearn.estimators.samples import Samples, with_labels
 from featprop_sklearn.least_squares import Solver
-from featprop_sklearn.networks import Network
+from featprop_sklearn.networks import Chain, Network
 from featprop_sklearn.output_targets import OutputTargets
+from featprop_sklearn.training import StandardUnits
 
 __all__ = ["FeatureBackpropRegressor"]
 
@@ -23,7 +24,9 @@ __all__ = ["FeatureBackpropRegressor"]
 class FeatureBackpropRegressor(RegressorMixin, FeatureBackpropBase):
     """Post-train a pretrained regression network by sending targets backwards through it.
 
-    The wanted output is y itself; see :class:`FeatureBackpropClassifier` for the rest.
+    The wanted output is y itself; see :class:`FeatureBackpropClassifier` for the rest. Each value
+    of y is measured from its mean, in its standard deviation: what is learned does not depend on
+    units.
 
     Parameters
     ----------
@@ -81,10 +84,10 @@ class FeatureBackpropRegressor(RegressorMixin, FeatureBackpropBase):
     n_iter_ : int
         Epochs run.
     history_ : list of dict
-        One entry per epoch.
+        One entry per epoch; losses are mean squared errors over the variances of y.
     report_ : dict
-        As for the classifier; a sample is "right" where the relative residual is at most
-        1e-3.
+        As for the classifier, outputs and y standardised by the mean and spread of each value of
+        y; a sample is "right" where ‖output − y‖ is at most 1e-3 max(‖y‖, √n_outputs).
 
     See Also
     --------
@@ -176,7 +179,7 @@ class FeatureBackpropRegressor(RegressorMixin, FeatureBackpropBase):
     def partial_fit(
         self, X: Any, y: ArrayLike | None = None, sample_weight: ArrayLike | None = None
     ) -> Self:
-        """Train on a chunk of the data; the first chunk sets the network up.
+        """Train on a chunk of the data; the first chunk sets the network up, and the units of y.
 
         "gradient" runs one epoch; the other trainers refit every layer in closed form to this
         chunk and all earlier ones.
@@ -273,9 +276,15 @@ class FeatureBackpropRegressor(RegressorMixin, FeatureBackpropBase):
     def _make_output_targets(
         self, task: str, outputs: Tensor, y: NDArray, weights: Tensor, last_layer: type | None
     ) -> OutputTargets:
-        values, shares = self._encode(y), to_array(weights / weights.sum())
-        squares = np.square(values - shares @ values).sum(axis=1)
-        return OutputTargets(task, step=self.target_step, scale=float(np.sqrt(shares @ squares)))
+        # in standard units each value has spread 1
+        scale = float(np.sqrt(self._encode(y).shape[1]))
+        return OutputTargets(task, step=self.target_step, scale=scale)
+
+    def _standard_units(
+        self, chain: Chain, y: NDArray, weights: NDArray, outputs: Tensor
+    ) -> StandardUnits:
+        said = to_array(outputs.reshape(len(outputs), -1), np.float64)
+        return StandardUnits.of(self._encode(y), weights, said).fitting(chain)
 
     def _class_weights(self, y: NDArray, weights: NDArray) -> NDArray:
         return np.ones(len(y))

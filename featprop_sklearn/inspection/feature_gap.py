@@ -38,7 +38,8 @@ def feature_gap(
         where there are none), ``reached`` (share whose pushed-forward output is
         acceptable), ``displacement`` and ``relative_displacement`` (mean distance of the
         target from the feature, absolute and over the feature's norm) and ``residual``
-        (mean distance of the pushed-forward output from the wanted one, over its norm).
+        (mean distance of the pushed-forward output from the wanted one, over its norm). Outputs
+        of a regression are measured from the mean of y, in spreads of y.
 
     Raises
     ------

@@ -11,6 +11,7 @@ from torch import Size, Tensor, nn
 
 from featprop_sklearn.networks.agreement import agrees, is_close
 from featprop_sklearn.networks.cutting import replay_segments
+from featprop_sklearn.networks.frozen import freeze_without_gradients
 from featprop_sklearn.networks.functional import Permute, Reshape
 from featprop_sklearn.networks.in_place import run_protected
 from featprop_sklearn.networks.layers import is_layer
@@ -110,7 +111,7 @@ def build_chain(module: nn.Module, x: Tensor) -> Chain:
     their single-tensor points; what cannot be traced is cut where a run of it shows such
     points. What cannot be opened, or does not reproduce the module's output when opened,
     stays one composite stage. A stage that overwrites its input is made to work on a copy,
-    so that features can be kept.
+    so that features can be kept. What a forward runs under ``torch.no_grad`` is frozen.
 
     Parameters
     ----------
@@ -133,6 +134,7 @@ def build_chain(module: nn.Module, x: Tensor) -> Chain:
         x = torch.cat([x, x])
     with torch.no_grad(), random_state_kept(x.device):
         network = with_single_output(module, x)
+        freeze_without_gradients(network, x)
         stages = _open(network, "", x, run_protected(network, x))
         stages = _with_paths(stages, network, x)
     return Chain(_with_unique_names(stages))

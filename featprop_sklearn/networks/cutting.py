@@ -53,9 +53,8 @@ def replay_segments(module: nn.Module, x: Tensor, part: Part | None = None) -> l
     if next(module.children(), None) is None:
         raise CannotOpenError("it has no modules inside")
     try:
-        outline = part is not None and not part.watched.careful
         runs = part.recordings(module) if part else (record(module, x), None)
-        segments = _Cutter(module, x, *runs, outline=outline).segments()
+        segments = _Cutter(module, x, *runs, outline=part is not None).segments()
         if len(segments) == 1 and segments[0].child is None:
             raise CannotOpenError(NO_POINT)
         if part is None and not learns_alike(
@@ -142,12 +141,14 @@ class _Cutter:
         )
 
     def _name(self, start: Point, stop: Point) -> str:
-        """Name what leads to a point: a module, a function, or the module that goes on there."""
+        """Name what leads to a point: a module, a function, or whose input or output it is."""
         if stop.paths:
             return stop.paths[0]
         makers = self.run.makers.get(stop.events[0].key, ())
         names = [name for time, name in makers if start.time < time <= stop.time]
-        return names[-1] if names else f"{stop.path}.input".lstrip(".")
+        if names:
+            return names[-1]
+        return f"{stop.path}.input" if stop.path else "output"
 
     def _child(self, start: Point, stop: Point) -> str | None:
         """Return the innermost module that leads from one point to the other."""

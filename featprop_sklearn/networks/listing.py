@@ -28,37 +28,36 @@ class WatchedRun:
     def __init__(self) -> None:
         self._network: nn.Module | None = None
         self._rows = torch.empty(0)
-        self._few: Recording | None = None
+        self._run: Recording | None = None
 
     def __call__(self, network: nn.Module, x: Tensor) -> object:
         """Run a network; its own error is raised if it refuses the rows."""
-        self._network, self._rows, self._few = network, x, None
+        self._network, self._rows, self._run = network, x[:ROWS], None
         try:
-            self._few = record(network, x[:ROWS])
+            self._run = record(network, self._rows)
         except Exception:  # refused, or not to be watched
             return network(x)
-        return self._few.output
+        return self._run.output
 
     def splits(self, network: nn.Module) -> list[str] | None:
         """List the split points of a network; None if only :func:`build_chain` can tell."""
-        if self._few is None or self._network is not network:
+        if self._run is None or self._network is not network:
             return None
         with torch.no_grad(), random_state_kept(self._rows.device):
-            for careful in (False, True):
-                try:
-                    return chain_splits(outline_chain(self._watched(network, careful=careful)))
-                except Exception:  # a doubt, or whatever user code raises
-                    continue
-        return None
+            try:
+                return chain_splits(outline_chain(self._watched(network, self._run)))
+            except Exception:  # a doubt, or whatever user code raises
+                return None
 
-    def _watched(self, network: nn.Module, *, careful: bool) -> Watched:
+    def _watched(self, network: nn.Module, run: Recording) -> Watched:
         """Run one row as well, and pick the network's outputs among what it returns."""
-        x = self._rows if careful else self._rows[:ROWS]
-        run = self._few if self._few and not careful else record(network, x)
+        x = self._rows
         alone = record(network, x[-1:])
+        if run.depends or alone.depends:
+            raise DoubtError
         single = single_output_of(network, x, run.output, alone.output)
         if isinstance(single, SingleOutput) and single is not network:
             if single.shape is not None or is_layer(network):
                 raise DoubtError
             run, alone = (r.returning(single.pick(r.output)) for r in (run, alone))
-        return Watched(single, run, alone, careful)
+        return Watched(single, run, alone)

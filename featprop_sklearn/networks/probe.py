@@ -30,15 +30,22 @@ ROUNDING_ELSEWHERE = 1e-3
 
 SHAPE_OF_X = (
     "Pass X in the shape that the network takes, or 2-D with input_shape=(...) naming the shape "
-    "of one sample."
+    "of one sample. It was tried on {} rows; it has to take any number of them."
 )
 BATCH_FIRST = (
     "It seems to read the batch in another dimension than the first: give its layers "
     "batch_first=True, or wrap it in a module that moves the batch there and back."
 )
-ANY_BATCH_SIZE = "Its forward must take batches of any size, the batch in the first dimension."
+ANY_BATCH_SIZE = (
+    "Its forward must take any number of rows, also {}, with the batch in the first dimension."
+)
+ONE_DTYPE = (
+    "Numbers of two dtypes meet in its forward, while X comes in {}: leave numbers in the dtype "
+    "that comes (no .float(), no autocast inside), and register constants as buffers."
+)
 
 _PACKED = ("torch.ao.nn.quantized", "torch.ao.nn.intrinsic.quantized", "torch.nn.quantized")
+_FLOATS = re.compile(r"\b(half|bfloat16|float(?:16|32|64)?|double)\b", re.IGNORECASE)
 _WANTS_INTEGERS = re.compile(r"\bLong\b|LongTensor|tensors used as indices|index tensor")
 
 
@@ -211,7 +218,7 @@ def _run(module: nn.Module, x: Tensor) -> _Runs:
         raise ValueError(
             f"The network ({_name(module)}) refused X of shape (n_samples, "
             f"{', '.join(map(str, x.shape[1:]))}) and dtype {x.dtype}: {error}. "
-            f"{_advice(module, x, error)}"
+            f"{_advice(module, x, error, SHAPE_OF_X.format(len(x)))}"
         ) from error
     middle = len(x) // 2
     try:
@@ -223,11 +230,11 @@ def _run(module: nn.Module, x: Tensor) -> _Runs:
     except Exception:
         raise ValueError(
             f"The network ({_name(module)}) takes {len(x)} samples and refuses one: "
-            f"{refusal}. {_advice(module, x, refusal, ANY_BATCH_SIZE)}"
+            f"{refusal}. {_advice(module, x, refusal, ANY_BATCH_SIZE.format('one or two'))}"
         ) from refusal
 
 
-def _advice(module: nn.Module, x: Tensor, error: Exception, otherwise: str = SHAPE_OF_X) -> str:
+def _advice(module: nn.Module, x: Tensor, error: Exception, otherwise: str) -> str:
     """Say what to do about a refusal."""
     required = _required_arguments(module)
     if isinstance(error, TypeError) and len(required) > 1:
@@ -245,6 +252,9 @@ def _advice(module: nn.Module, x: Tensor, error: Exception, otherwise: str = SHA
             "An exported program runs on the batch size that it was exported with: pass the module "
             "that it was made from, or export it with a torch.export.Dim for the batch."
         )
+    dtypes = {name.lower() for name in _FLOATS.findall(str(error))}
+    if len(dtypes) > 1 or "mixed dtype" in str(error):
+        return ONE_DTYPE.format(x.dtype)
     return otherwise
 
 

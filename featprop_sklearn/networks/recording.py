@@ -91,8 +91,8 @@ class Recording:
         When what was computed from the input or from parameters was first written.
     read : dict of hashable to list of int
         When values were read in the module.
-    leaks : bool
-        Whether some of them left torch.
+    depends : bool
+        Whether what is done depends on values, or on a mode that parts run in.
     """
 
     events: list[Event]
@@ -100,7 +100,7 @@ class Recording:
     makers: dict[Hashable, list[tuple[int, str]]]
     born: dict[Hashable, int]
     read: dict[Hashable, list[int]]
-    leaks: bool
+    depends: bool
 
     @property
     def output(self) -> object:
@@ -175,7 +175,7 @@ def record(module: nn.Module, x: Tensor) -> Recording:
         functions.makers,
         functions.born,
         functions.reads,
-        functions.leaks,
+        functions.depends,
     )
 
 

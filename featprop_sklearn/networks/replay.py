@@ -9,9 +9,10 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from featprop_sklearn.networks.stand_in import StandIn
+from featprop_sklearn.networks.tracing import TRACED
 from featprop_sklearn.networks.values import tensors_of, with_tensors
 
 __all__ = ["Idle", "Outline", "Replay", "Said", "begin_at", "end_at", "release"]
@@ -67,6 +68,7 @@ class Replay(StandIn):
         super().__init__(network)
         self._example = example
         self._ends_inside = ends_inside
+        self._kind = _kind(network)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the second tensor for the first.
@@ -87,7 +89,7 @@ class Replay(StandIn):
         finally:
             _RUN.reset(token)
         if not (run.has_begun and ended):
-            raise _another_way(self.original_network)
+            raise _another_way(self._kind)
         return output
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Replay:
@@ -163,7 +165,7 @@ class Idle(nn.Module):
         self.__dict__.update(_attributes(module))
         self.training = module.training
         self._said = said
-        self._kind = type(module).__name__
+        self._kind = _kind(module)
         self._begins = self._ends = False
         for name, parameter in module._parameters.items():
             if parameter is None or at_work(parameter):
@@ -183,7 +185,7 @@ class Idle(nn.Module):
         number = run.calls[self]
         run.calls[self] += 1
         if number >= len(self._said):
-            raise _another_way(self, self._kind)
+            raise _another_way(self._kind)
         return self._said[number].again(len(run.x), run.begin() if self._begins else None)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Idle:
@@ -213,9 +215,15 @@ def _looks(parameter: Tensor) -> Tensor:
     return torch.zeros((), dtype=parameter.dtype, device=parameter.device).expand(parameter.shape)
 
 
-def _another_way(module: nn.Module, kind: str = "") -> RuntimeError:
+def _kind(module: nn.Module) -> str:
+    """Return the class of a module, of what torch.fx read that of the user's."""
+    kind = type(module).__name__
+    return module.meta.get(TRACED, kind) if isinstance(module, fx.GraphModule) else kind
+
+
+def _another_way(kind: str) -> RuntimeError:
     return RuntimeError(
-        f"{kind or type(module).__name__} is not called as on the rows that the network was read "
+        f"{kind} is not called as on the rows that the network was read "
         "on: what its forward does depends on the data. Keep it, or the module around it, one "
         "stage: featprop_sklearn.networks.treat_as_layer(its type), before fit."
     )
@@ -240,7 +248,7 @@ def end_at(module: nn.Module) -> None:
 def _begin(module: nn.Module, args: Any, kwargs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
     run = _RUN.get()
     if run.has_begun:
-        raise _another_way(module)
+        raise _another_way(_kind(module))
     first, x = tensors_of((args, kwargs))[0], run.begin()
     return (
         tuple(x if value is first else value for value in args),

@@ -171,6 +171,8 @@ def _reason_of_weights(module: nn.Module, owners: dict[int, int]) -> str:
         return "its weights are computed from other parameters"
     if any(owners[id(parameter)] > 1 for parameter in parameters.values()):
         return "its weights are used elsewhere, too"
+    if any(parameter.is_complex() for parameter in parameters.values()):
+        return "its weights are complex numbers"
     if not all(parameter.requires_grad for parameter in parameters.values()):
         return "it is frozen in part"
     return ""

@@ -13,11 +13,23 @@ import torch
 from torch import Tensor, fx, nn
 
 from featprop_sklearn.networks.functional import Reshape, layer_of_call
+from featprop_sklearn.networks.stand_in import unwrap
 
 if TYPE_CHECKING:
     from featprop_sklearn.networks.watched import Part
 
-__all__ = ["CannotOpenError", "Segment", "Values", "has_rows", "is_plain_call", "trace_segments"]
+__all__ = [
+    "TRACED",
+    "CannotOpenError",
+    "Segment",
+    "Values",
+    "has_rows",
+    "is_plain_call",
+    "trace_segments",
+]
+
+#: under which a graph keeps the class of the module that it was read in
+TRACED = "traced"
 
 #: characters of torch.fx's own reason that are worth repeating
 REASON_LENGTH = 120
@@ -106,7 +118,7 @@ def trace_segments(module: nn.Module, x: Tensor, part: Part | None = None) -> li
     """
     try:
         with _rows_counted_by_len(type(module).forward):
-            traced = fx.GraphModule(module, _OneLevel().trace(_one_argument(module)))
+            traced = _trace(_one_argument(module))
         several, alone = (part.watched.several, part.watched.alone) if part else (_call, _call)
         values, first = _values(traced, x, several), _values(traced, x[:1], alone)
     except Exception as error:  # torch.fx raises nearly anything on what it cannot follow
@@ -127,6 +139,16 @@ def trace_segments(module: nn.Module, x: Tensor, part: Part | None = None) -> li
     return segments
 
 
+def _trace(module: nn.Module) -> fx.GraphModule:
+    tracer = _OneLevel()
+    with _attributes_kept(module):
+        graph = tracer.trace(module)
+    # the root has got the tensors that the forward takes for fixed
+    traced = fx.GraphModule(tracer.root, graph)
+    traced.meta[TRACED] = type(unwrap(module)).__name__
+    return traced
+
+
 def _one_argument(module: nn.Module) -> nn.Module:
     """Copy a module, because some keep features; its forward takes the input alone.
 
@@ -140,6 +162,18 @@ def _one_argument(module: nn.Module) -> nn.Module:
         methods = {"forward": lambda self, x: forward(self, x)}
         twin.__class__ = type(kind.__name__, (kind,), methods)
     return twin
+
+
+@contextmanager
+def _attributes_kept(module: nn.Module) -> Iterator[None]:
+    """Take back what a forward sets on its submodules, such as masks: torch.fx sets proxies."""
+    kept = {part: dict(vars(part)) for part in module.modules() if part is not module}
+    try:
+        yield
+    finally:
+        for part, attributes in kept.items():
+            part.__dict__.clear()
+            part.__dict__.update(attributes)
 
 
 @contextmanager
@@ -272,4 +306,6 @@ def _composite(traced: fx.GraphModule, source: fx.Node, nodes: list[fx.Node]) ->
                 copies[needed] = graph.node_copy(needed, copies.__getitem__)
         copies[node] = graph.node_copy(node, copies.__getitem__)
     graph.output(copies[nodes[-1]])
-    return fx.GraphModule(traced, graph, class_name="Composite").eval()
+    composite = fx.GraphModule(traced, graph, class_name="Composite").eval()
+    composite.meta[TRACED] = traced.meta[TRACED]
+    return composite

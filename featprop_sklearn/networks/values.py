@@ -7,6 +7,7 @@ from collections.abc import Hashable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
@@ -19,6 +20,13 @@ _READ_OUT = {
     *("item", "tolist", "numpy", "equal", "allclose", "is_nonzero"),
     *("__array__", "__bool__", "__contains__", "__complex__", "__float__", "__index__", "__int__"),
 }
+#: functions that return, or take, as many numbers as the values tell
+_SELECT = {
+    *("nonzero", "argwhere", "masked_select", "masked_scatter", "masked_scatter_"),
+    *("unique", "unique_consecutive", "bincount", "repeat_interleave"),
+}
+#: functions of indices: by a mask, they select
+_INDEX = {"__getitem__", "__setitem__", "index_put", "index_put_"}
 
 
 def tensors_of(value: object) -> list[Tensor]:
@@ -34,19 +42,20 @@ def with_tensors(value: Any, tensors: Iterable[Tensor]) -> Any:
 class Functions(TorchFunctionMode):
     """Watch what torch's functions read and write, and when.
 
-    ``born`` has what was computed from the input or from parameters; ``leaks`` tells whether any
-    of it left torch, to come back unseen.
+    ``born`` has what was computed from the input or from parameters; ``depends`` tells whether
+    what is done depends on more than shapes: on values, or on a mode that parts run in.
     """
 
     def __init__(self, x: Tensor, module: nn.Module) -> None:
         super().__init__()
         self.time = 0
         self.paused = False
-        self.leaks = False
+        self.depends = False
         self.where = ""
         self.reads: dict[Hashable, list[int]] = {}
         self.born: dict[Hashable, int] = {key_of(x): 0}
         self.makers: dict[Hashable, list[tuple[int, str]]] = {}
+        self._device = x.device.type
         self._parameters = {key_of(parameter) for parameter in module.parameters()}
         self._kept: list[Tensor] = []  # so that no address is used again
 
@@ -58,11 +67,14 @@ class Functions(TorchFunctionMode):
         result = func(*args, **(kwargs or {}))
         written = [t for t, v in zip(given, versions, strict=True) if t._version != v]
         name = getattr(func, "__name__", "")
+        # parts would run without the autocast around them, or learn in spite of the no_grad
+        self.depends |= name == "_set_grad_enabled" or torch.is_autocast_enabled(self._device)
         # dropout hands on its input in eval mode, and is at work all the same
         old = () if "dropout" in name else given
         written += [t for t in tensors_of(result) if not any(t is other for other in old)]
         if written or name in _READ_OUT:
             self._note(name, {self.key(t) for t in given}, written)
+            self.depends |= _selects(name, args, given)
         return result
 
     def _note(self, name: str, read: set[Hashable], written: list[Tensor]) -> None:
@@ -70,7 +82,7 @@ class Functions(TorchFunctionMode):
         for key in read:
             self.reads.setdefault(key, []).append(self.time)
         followed = not read.isdisjoint(self.born.keys() | self._parameters)
-        self.leaks |= followed and name in _READ_OUT
+        self.depends |= followed and name in _READ_OUT
         for tensor in written:
             self._kept.append(tensor)
             maker = f"{self.where}.{name.strip('_')}".lstrip(".")
@@ -95,6 +107,16 @@ class Functions(TorchFunctionMode):
             yield
         finally:
             self.paused = False
+
+
+def _selects(name: str, args: tuple[Any, ...], given: list[Tensor]) -> bool:
+    """Return whether a function picks as many rows or numbers as values tell."""
+    if name not in _INDEX:
+        return name in _SELECT or (name == "where" and len(given) == 1)
+    index = args[1] if isinstance(args[1], tuple) else args[1:2]
+    bounds = [b for part in index if isinstance(part, slice) for b in (part.start, part.stop)]
+    by_mask = any(tensor.dtype in (torch.bool, torch.uint8) for tensor in given[1:])
+    return by_mask or any(isinstance(bound, Tensor) for bound in bounds)
 
 
 def key_of(tensor: Tensor) -> Hashable:

@@ -36,15 +36,11 @@ class Watched:
         Of a few rows.
     run_alone : Recording
         Of the last of them alone.
-    careful : bool
-        Whether parts that are only seen through what their modules return are run to see
-        whether they do alone what they do inside. They may not if values left torch.
     """
 
     network: nn.Module
     run: Recording
     run_alone: Recording
-    careful: bool = False
 
     @property
     def example(self) -> tuple[Tensor, Tensor]:
@@ -142,8 +138,7 @@ class Part:
         CannotOpenError
             If there is no point inside.
         DoubtError
-            If something was computed unseen, or values left torch and parts are not to be run;
-            or if the part overwrites its input.
+            If something was computed unseen, or the part overwrites its input.
         """
         watched = self.watched
         runs = watched.run, watched.run_alone
@@ -152,21 +147,18 @@ class Part:
             if watched.overwrites(module, self.x):
                 raise DoubtError
             runs = self._excerpts(module)
-        run, alone = runs
-        leaks = run.leaks and not watched.careful
-        if leaks or any(_has_unseen(run, part) for part in run.calls):
+        if any(_has_unseen(runs[0], part) for part in runs[0].calls):
             raise DoubtError
-        return run, alone
+        return runs
 
     def _excerpts(self, module: nn.Module) -> tuple[Recording, Recording]:
         run, alone = self.watched.run, self.watched.run_alone
         inside = {part for part in module.modules() if part is not module}
         ends = self._ends_of_call(module) or self._ends_of_calls(inside)
-        places = {point.place for point in self.watched.points if self.watched.is_at(point, inside)}
-        if not any(place in range(ends[0] + 1, ends[1]) if ends else True for place in places):
-            raise CannotOpenError(NO_POINT)
         if ends and len(run.events) == len(alone.events) and self._has_paths(inside):
             return excerpt(run, *ends, self.path), excerpt(alone, *ends, self.path)
+        if not any(self.watched.is_at(point, inside) for point in self.watched.points):
+            raise CannotOpenError(NO_POINT)
         return record(module, self.x), record(module, self.x[-1:])
 
     def _ends_of_call(self, module: nn.Module) -> tuple[int, int] | None:
@@ -181,16 +173,21 @@ class Part:
         """Return where one tensor enters calls, and another leaves them, if modules end there."""
         once = {part for part in inside if len(self.watched.run.calls.get(part, ())) == 1}
         points = self.watched.points
-        begins = [
-            number
-            for number, point in enumerate(points)
-            if _are_same(point.value, self.x) and not self.watched.is_at(point, once, leaving=True)
-        ]
-        for number, point in enumerate(points):
-            before = [begin for begin in begins if begin < number]
-            is_end = not self.watched.is_at(point, once, leaving=False)
-            if before and is_end and _are_same(point.value, self.output):
-                return points[before[-1]].place, point.place
+        begins, ends = (
+            [
+                number
+                for number, point in enumerate(points)
+                if _are_same(point.value, value) and not self.watched.is_at(point, once, leaving)
+            ]
+            for value, leaving in ((self.x, True), (self.output, False))
+        )
+        for found in begins, ends:  # other values may happen to be the same
+            if len({points[number].events[0].key for number in found}) > 1:
+                raise DoubtError
+        for end in ends:
+            before = [begin for begin in begins if begin < end]
+            if before:
+                return points[before[-1]].place, points[end].place
         return None
 
     def _has_paths(self, modules: set[nn.Module]) -> bool:

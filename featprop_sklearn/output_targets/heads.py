@@ -145,7 +145,7 @@ def resolve_head(head: str, last_layer_type: type | None, outputs: Tensor, per_l
         raise ValueError(
             "the network ends in a softmax, which makes the outputs of a sample compete, but each "
             "output here is a decision of its own (one output, or multi-label y); end the network "
-            "in a sigmoid or in plain logits"
+            "in a sigmoid or in plain logits; if y is one-hot, pass y.argmax(axis=1)"
         )
     if head != "auto":
         _check_values(resolved, outputs)

@@ -101,7 +101,7 @@ def nearest_acceptable(
     """
     feature, output = feature.detach(), output.detach()
     conditions = output_targets.conditions(output, y)
-    aim = _aim(conditions, output)
+    aim = _aim(conditions, output, output_targets)
     met = conditions.violation(conditions.slack(output)) <= (aim if conditions.equality else 0)
     status = ["met" if ok else "not_finite" for ok in met.tolist()]
     targets = feature.clone()
@@ -206,11 +206,14 @@ def _within(allowed: tuple[float, float] | None, feature: Tensor, move: Tensor) 
     return torch.minimum(torch.maximum(moved, low), high)
 
 
-def _aim(conditions: Conditions, output: Tensor) -> Tensor:
-    """Return the unit of precision of each sample: on the scale of its logits, or of its y."""
+def _aim(conditions: Conditions, output: Tensor, output_targets: OutputTargets) -> Tensor:
+    """Return the unit of precision of each sample: on the scale of its logits, or of y."""
     logits = conditions.to_logits(as_rows(output)).abs().amax(dim=1)
     precision = torch.finfo(logits.dtype)
-    size = conditions.bounds.abs().amax(dim=1) if conditions.equality else logits
+    size = logits
+    if conditions.equality:
+        spread = output_targets.scale / conditions.bounds.shape[1] ** 0.5
+        size = conditions.bounds.abs().amax(dim=1).clamp_min(spread)
     return torch.maximum(AIM * size, 4 * precision.eps * logits).clamp_min(precision.tiny)
 
 

@@ -6,6 +6,7 @@ from featprop_sklearn.training.component import Component, Labelled, TrainingRes
 from featprop_sklearn.training.gradient import GradientTrainer
 from featprop_sklearn.training.post_train import Trainer, post_train
 from featprop_sklearn.training.pretraining import pretrain_default_network
+from featprop_sklearn.training.standard_units import StandardNetwork, StandardUnits
 
 __all__ = [
     "AutoTrainer",
@@ -13,6 +14,8 @@ __all__ = [
     "Component",
     "GradientTrainer",
     "Labelled",
+    "StandardNetwork",
+    "StandardUnits",
     "Trainer",
     "TrainingResult",
     "post_train",

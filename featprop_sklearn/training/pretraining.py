@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from sklearn.base import clone
 from torch import nn
 
-from featprop_sklearn.networks import Chain, build_chain, default_network, weighted_moments
+from featprop_sklearn.data import to_array, to_tensor
+from featprop_sklearn.networks import Chain, build_chain, default_network
 from featprop_sklearn.networks.probe import random_state_kept
 from featprop_sklearn.output_targets import OutputTargets
 from featprop_sklearn.training.component import Component, Labelled
 from featprop_sklearn.training.gradient import GradientTrainer
 from featprop_sklearn.training.post_train import Trainer
+from featprop_sklearn.training.standard_units import StandardUnits
 
 __all__ = ["pretrain_default_network"]
 
@@ -57,14 +61,23 @@ def pretrain_default_network(
     """
     scale = None
     if task == "regression":
-        scale = weighted_moments(data.y.reshape(len(data), -1), data.weights)
+        units = StandardUnits.of(to_array(data.y), to_array(data.weights))
+        mean, spread = (to_tensor(part, data.y.dtype) for part in (units.mean, units.spread))
+        scale = mean, spread
+        data = _standard(data, units)
+        validation = None if validation is None else _standard(validation, units)
     with random_state_kept(data.inputs.device, seed):
         module = default_network(data.inputs[:], n_outputs, data.weights, scale).eval()
     chain: Chain = build_chain(module, data.inputs[:2])
-    component = Component("output", chain, chain[:0], data, None, OutputTargets(task), validation)
+    trained = chain if scale is None else chain[:-1]  # without the way back to units of y
+    component = Component("output", trained, chain[:0], data, None, OutputTargets(task), validation)
     result = _pretrainer(trainer).train(component, batch_size=-1, seed=seed, verbose=verbose)
-    result.load_into(chain)
+    result.load_into(trained)
     return module, result.interrupted
+
+
+def _standard(data: Labelled, units: StandardUnits) -> Labelled:
+    return replace(data, y=to_tensor(units.standard(to_array(data.y)), data.y.dtype, data.y.device))
 
 
 def _pretrainer(trainer: Trainer) -> GradientTrainer:

@@ -196,9 +196,26 @@ def test_wherever_the_user_has_the_network(accelerator):
 def test_pickled_and_copied(accelerator):
     X, y = rows()
     _, there = on_both(accelerator, lambda: network().double(), X, y, trainer="closed_form")
-    for twin in (pickle.loads(pickle.dumps(there)), copy.deepcopy(there)):
-        assert place(twin) == accelerator
-        np.testing.assert_array_equal(twin.predict_proba(X), there.predict_proba(X))
+    twin = copy.deepcopy(there)
+    assert place(twin) == accelerator
+    np.testing.assert_array_equal(twin.predict_proba(X), there.predict_proba(X))
+    # a pickle can be loaded where there is no accelerator
+    loaded = pickle.loads(pickle.dumps(there))
+    assert place(loaded) == "cpu"
+    assert place(there) == accelerator
+    parameters = zip(loaded.module_.parameters(), there.module_.parameters(), strict=True)
+    assert all(own.requires_grad == other.requires_grad for own, other in parameters)
+    np.testing.assert_allclose(loaded.predict_proba(X), there.predict_proba(X), atol=1e-9)
+    np.testing.assert_allclose(loaded.feature_targets(X, y), there.feature_targets(X, y), atol=1e-8)
+    assert place(loaded.set_params(device=accelerator).fit(X, y)) == accelerator
+
+
+def test_saved_here_and_loaded_where_auto_is_elsewhere(accelerator):
+    X, y = rows()
+    here = FeatureBackpropClassifier(network().double(), device="cpu", trainer=AS_IT_IS).fit(X, y)
+    here.set_params(device="auto")
+    assert here.predict_proba(X).shape[0] == len(X)
+    assert here.feature_targets(X, y).shape[0] == len(X)
 
 
 def test_what_is_switched_on_around_it_changes_nothing(accelerator):
@@ -288,4 +305,4 @@ def test_values_of_the_user_that_lie_there(accelerator):
         FeatureBackpropRegressor(random_state=0).fit(*data)
         for data in ((X, X[:, 0]), (there, there[:, 0]))
     )
-    np.testing.assert_array_equal(found.predict(there), here.predict(X))
+    np.testing.assert_allclose(found.predict(there), here.predict(X), rtol=1e-9)

@@ -8,6 +8,7 @@ import pandas as pd
 import polars as pl
 import pytest
 import torch
+from scipy import sparse
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.neural_network import MLPClassifier
 from skorch import NeuralNetClassifier
@@ -169,6 +170,25 @@ def test_the_network_is_left_alone_after_an_error(look):
 )
 def test_kinds_of_samples(kind):
     assert split_points(mlp(), kind(ROWS.copy())) == ["0", "1", "2"]
+
+
+@pytest.mark.parametrize("look", [split_points, describe])
+@pytest.mark.parametrize(
+    ("X", "error", "message"),
+    [
+        (sparse.csr_array(ROWS), TypeError, "Sparse data was passed for X, but dense"),
+        (ROWS[:0], ValueError, r"0 sample\(s\) \(shape=\(0, 4\)\) while a minimum of 1"),
+        ([[1.0, 2.0], [1.0]], ValueError, "inhomogeneous shape after 1 dimensions"),
+        (None, ValueError, "Expected 2D array, got scalar array instead"),
+        (ROWS[0], ValueError, "Expected 2D array, got 1D array instead"),
+        ([["a"] * 4] * 2, ValueError, "could not convert string to float"),
+        (ROWS * np.nan, ValueError, "Input X contains NaN"),
+    ],
+    ids=["sparse", "no rows", "ragged", "None", "one row", "strings", "NaN"],
+)
+def test_what_is_no_table_of_numbers(look, X, error, message):
+    with pytest.raises(error, match=message):
+        look(mlp(), X)
 
 
 def test_double_and_frozen_networks():

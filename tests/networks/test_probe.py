@@ -242,10 +242,41 @@ class TestInputs:
 
         with pytest.raises(
             ValueError,
-            match=r"\(Fixed\) takes 8 samples and refuses one: .*\. Its forward must take batches "
-            "of any size, the batch in the first dimension",
+            match=r"\(Fixed\) takes 8 samples and refuses one: .*\. Its forward must take any "
+            "number of rows, also one or two, with the batch in the first dimension",
         ):
             probe(Fixed())
+
+    def test_another_fixed_batch_size(self):
+        with pytest.raises(ValueError, match="It was tried on 8 rows; it has to take any number"):
+            probe(nn.Unflatten(0, (4, 4)))
+
+    @pytest.mark.parametrize(
+        "network",
+        [
+            nn.Linear(4, 3),
+            nn.BatchNorm1d(4),
+            nn.Sequential(nn.Unflatten(1, (4, 1)), nn.Conv1d(4, 3, 1)),
+            nn.GRU(4, 3),
+        ],
+        ids=lambda network: type(network).__name__,
+    )
+    @pytest.mark.parametrize("cast", [torch.Tensor.float, torch.Tensor.bfloat16])
+    def test_two_dtypes(self, network, cast):
+        class Casts(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.inner = network
+
+            def forward(self, x):
+                return self.inner(cast(x))
+
+        with pytest.raises(
+            ValueError,
+            match=r"X comes in torch\.float64: leave numbers in the dtype that comes \(no "
+            r"\.float\(\), no autocast inside\), and register constants as buffers\.",
+        ):
+            probe(Casts().double(), rows(8, 4).double())
 
     @pytest.mark.parametrize("exported", [2, 8])
     def test_exported_programs(self, exported):

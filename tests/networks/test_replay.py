@@ -11,6 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
+from torch.fx import GraphModule
 from torch.nn import functional as F
 
 from featprop_sklearn.inversion.prepare import prepare_inverter
@@ -585,6 +586,46 @@ def test_other_ways_through_the_network_are_refused(make, kind):
         chain(1e9 * normal())
     x = normal()
     assert torch.equal(chain(x), chain(x.clone()))  # and nothing is left behind
+
+
+class Outer(nn.Module):
+    """Read by torch.fx, with something inside that is not."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner, self.c = Leaves(), nn.Linear(WIDTH, WIDTH)
+
+    def forward(self, x):
+        h = x * 2.0
+        return self.c(self.inner(h).to(h.dtype) * 2.0)
+
+
+def test_the_user_s_own_module_is_named_that_a_graph_was_read_in():
+    chain = chain_of(Outer())
+    graphs = [s for s in chain if isinstance(getattr(s.module, "original_network", 0), GraphModule)]
+    assert graphs
+    for twin in (chain, pickle.loads(pickle.dumps(chain))):
+        with pytest.raises(RuntimeError, match=r"^Outer is not called as on the rows that"):
+            twin(1e9 * normal())
+
+
+class Outputs(nn.Module):
+    """What is returned was handed on before, and something without rows computed since."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.same = nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, 3), nn.Identity()
+
+    def forward(self, x):
+        refuse_tracing(x)
+        h = self.b(self.same(self.a(x)))
+        self.a(torch.ones(1, WIDTH, dtype=x.dtype))
+        return self.same(h)
+
+
+def test_a_stage_that_ends_with_the_network_is_its_output():
+    assert chain_of(Outputs()).names[-1] == "output"
+    assert chain_of(nn.Sequential(Outputs())).names[-1] == "0.output"
 
 
 class OneRow(Repeats):

@@ -279,6 +279,23 @@ NO_ROWS = "it does not take one tensor with one row a sample"
 NOT_ONCE = "it does not run just once"
 
 
+class Phases(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.fc = nn.Linear(4, 4, dtype=torch.complex128)
+
+    def forward(self, x):
+        return self.fc(torch.polar(torch.ones_like(x), x)).abs()
+
+
+class Complex(nn.Sequential):
+    def __init__(self):
+        super().__init__(Phases(), nn.Linear(4, 2))
+
+    def double(self):
+        return self._apply(lambda t: t if t.is_complex() else t.double())
+
+
 class OnlyLargeBatches(nn.Module):
     def __init__(self):
         super().__init__()
@@ -300,6 +317,7 @@ class OnlyLargeBatches(nn.Module):
             (4,),
             {"0": COMPUTED, "1": "LayerNorm is none of torch's affine layers"},
         ),
+        (Complex, (4,), {"0.fc": "its weights are complex numbers"}),
         (Twice, (4,), {"again": NOT_ONCE}),
         (OnlyLargeBatches, (4,), {"large": NOT_ONCE}),
         (TimeFirst, (3, 4), {"fc": NO_ROWS}),

@@ -145,7 +145,9 @@ def test_refuses_what_cannot_be_log_probabilities(outputs, message):
 
 @pytest.mark.parametrize("head", ["auto", "probabilities"])
 def test_refuses_a_softmax_over_outputs_that_do_not_compete(head):
-    with pytest.raises(ValueError, match=r"ends in a softmax.*decision of its own.*sigmoid"):
+    with pytest.raises(
+        ValueError, match=r"ends in a softmax.*decision of its own.*argmax\(axis=1\)"
+    ):
         resolve_head(head, nn.Softmax, torch.full((3, 2), 0.5), per_logit=True)
 
 

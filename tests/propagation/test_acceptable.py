@@ -367,3 +367,19 @@ def test_a_thousand_classes_take_moves_as_short_as_those_of_a_generic_optimiser(
         ours.append(float((found.targets[row] - feature[row]).norm()))
         theirs.append(np.linalg.norm(answer.x))
     np.testing.assert_allclose(ours, theirs, rtol=0.05)
+
+
+@pytest.mark.parametrize(("y", "scale"), [(0.0, 6.0), (2e3, 0.0), (0.5, 6.0)])
+def test_values_are_met_to_a_ten_thousandth_of_their_size_or_of_the_spread(y, scale):
+    size = max(abs(y), scale / np.sqrt(4))
+    errors = torch.tensor([0.99e-4, 1.01e-4], dtype=torch.float64)[:, None] * size
+    wanted = torch.full((2, 4), y, dtype=torch.float64)
+    output = wanted + errors
+    found = nearest_acceptable(
+        lambda value, rows: value,
+        output,
+        output,
+        wanted,
+        OutputTargets("regression", scale=scale),
+    )
+    assert found.status == ["met", "reached"]

@@ -150,7 +150,7 @@ def test_without_a_hold_out_a_polish_that_ruins_a_regression_is_taken_back(n_out
     y = (X @ rng.normal(size=(6, n_outputs))).squeeze()
     torch.manual_seed(0)
     network = nn.Sequential(nn.Linear(6, 16), nn.ReLU(), nn.Linear(16, n_outputs)).double()
-    trainer = AutoTrainer(polish=GradientTrainer(alpha=0.0, lr=30.0, max_epochs=3))
+    trainer = AutoTrainer(polish=GradientTrainer(alpha=0.0, lr=10.0, max_epochs=3))
     regressor = FeatureBackpropRegressor(network, trainer=trainer, random_state=0).fit(X, y)
     assert set(steps(regressor.history_, trial=True)) == {"polish"}
     assert regressor.score(X, y) > 0.9
