@@ -24,7 +24,7 @@ __all__ = ["Exact", "Factor", "Iterated", "NormalEquations"]
 
 #: shares of σ_max that are added to what is singular, or nearly: the less, the fewer
 #: iterations, until rounding tells
-SHIFTS = (1e-7, 3e-7, 1e-6, 1e-5, 1e-4)
+SHIFTS = (3e-8, 1e-7, 3e-7, 1e-6, 1e-5, 1e-4)
 #: relative residual of the normal equations that counts as exact, and as solved
 EXACT = 1e-11
 SOLVED = 1e-10

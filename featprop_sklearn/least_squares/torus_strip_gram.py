@@ -12,7 +12,7 @@ is ill-conditioned, twice over; where it is, :class:`FrameGram` is what serves.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from math import prod
 
 import torch
@@ -90,12 +90,14 @@ class StripGram:
         per_batch = BATCH // (sum(torus.channels) * n_frequencies) or 1
         per_part = CHUNK // (sum(torus.channels) * n_frequencies) or 1
         found = []
-        for batch in values.split(per_batch):
-            parts = (first(transform.transform(given.lay(part))) for part in batch.split(per_part))
+        for batch in _parts(values, per_batch):
+            parts = (
+                first(transform.transform(given.lay(part))) for part in _parts(batch, per_part)
+            )
             for spectrum in self._solved(parts):
                 of_answer = self._adjoint(spectrum) if to_other else spectrum
                 found.append(wanted.cut(transform.back(of_answer)))
-        return torch.cat(found)
+        return _joined(found)
 
     def _solved(self, parts: Iterable[Tensor]) -> Iterable[Tensor]:
         """Turn P r into the solution, part by part; the strips of the last axis together."""
@@ -106,8 +108,9 @@ class StripGram:
         for part in parts:
             spectra.append(self._ended(len(before), part))
             strips.append(last.read(spectra[-1]))
-        added = last.correct(torch.cat(strips, dim=1)).split([*map(len, spectra)], dim=1)
-        corrections = map(last.lift, added)
+        added = last.correct(_joined(strips, dim=1))
+        parts = added.split([*map(len, spectra)], dim=1) if len(spectra) > 1 else (added,)
+        corrections = map(last.lift, parts)
         return (
             self._add(len(before), correction, spectrum)
             for correction, spectrum in zip(corrections, spectra, strict=True)
@@ -126,3 +129,12 @@ class StripGram:
         if n_axes == 0:
             return self._P(added, onto=spectrum)
         return spectrum.add_(self._ended(n_axes, self._P(added)))
+
+
+def _parts(values: Tensor, size: int) -> Sequence[Tensor]:
+    # for a few samples the calls are what takes time
+    return values.split(size) if len(values) > size else (values,)
+
+
+def _joined(parts: list[Tensor], dim: int = 0) -> Tensor:
+    return torch.cat(parts, dim) if len(parts) > 1 else parts[0]
