@@ -21,6 +21,7 @@ from featprop_sklearn.least_squares.normal_equations import (
 from featprop_sklearn.least_squares.solver import PreparedSolver, Solver
 from featprop_sklearn.least_squares.torus_embedding import TorusEmbedding
 from featprop_sklearn.least_squares.torus_frame_gram import FrameGram
+from featprop_sklearn.least_squares.torus_gram import TorusGram
 from featprop_sklearn.least_squares.torus_regions import Region
 from featprop_sklearn.least_squares.torus_size import seconds_per_sample, seconds_to_invert
 from featprop_sklearn.least_squares.torus_strip_gram import StripGram
@@ -38,8 +39,6 @@ WELL_CONDITIONED = 50.0
 START, SYMBOL, ENTRY, CALLS = 3e-3, 1e-9, 6e-8, 5e-6
 #: measured: time of a call by frames, as a multiple of one by strips
 FRAMES = 1.4
-
-Gram = StripGram | FrameGram
 
 
 class TorusSolver(Solver):
@@ -193,7 +192,7 @@ class _OnTorus(NormalEquations):
                     return found
         return self._inverse(FrameGram, squared_damping)
 
-    def _inverse(self, gram: type[Gram], squared_damping: float) -> _Inverse | None:
+    def _inverse(self, gram: type[TorusGram], squared_damping: float) -> _Inverse | None:
         of_outputs = self.wide != self.transposed
         try:
             return _Inverse(gram(self.torus, squared_damping, of_outputs=of_outputs))
@@ -215,7 +214,7 @@ class _OnTorus(NormalEquations):
 class _Inverse:
     """The inverse on the torus, for flat rows."""
 
-    def __init__(self, gram: Gram) -> None:
+    def __init__(self, gram: TorusGram) -> None:
         self.gram = gram
 
     def solve(self, rows: Tensor, *, from_other: bool = False, to_other: bool = False) -> Tensor:

@@ -10,7 +10,7 @@ well-conditioned, :class:`StripGram` takes less.
 
 from __future__ import annotations
 
-from math import prod
+from collections.abc import Iterable, Iterator
 
 import torch
 from torch import Tensor
@@ -18,56 +18,36 @@ from torch import Tensor
 from featprop_sklearn.least_squares.quasi_definite import QuasiDefinite
 from featprop_sklearn.least_squares.spectral_product import SpectralProduct
 from featprop_sklearn.least_squares.torus_embedding import TorusEmbedding
+from featprop_sklearn.least_squares.torus_gram import TorusGram, join
 from featprop_sklearn.least_squares.torus_regions import Region, Slab, steps_between
 from featprop_sklearn.least_squares.torus_transform import FrameTransform
 
 __all__ = ["FrameGram"]
 
-#: complex numbers worked on at a time: what fits into a cache
-CHUNK = 1 << 17
-#: complex numbers kept for a batch while its frames are solved together
-BATCH = 1 << 22
 
+class FrameGram(TorusGram):
+    """The inverse by the frame.
 
-class FrameGram:
-    """The inverse of AA' + λ²I, or of A'A + λ²I.
-
-    With M the symbol from the *other* side to the Gram matrix's *own* (K where that is the
-    outputs', else K'), P = (MM' + λ²)⁻¹ and r what is to be solved for, the solution on the
-    torus is z = P(r + a) + PM b, with a and b on the frames of the two sides such that z is
-    zero on the own frame, and M'z = b on the other one.
+    With r what is to be solved for, the solution on the torus is z = P(r + a) + PM b, with a and
+    b on the frames of the two sides such that z is zero on the own frame, and M'z = b on the
+    other one.
 
     Parameters
     ----------
-    torus : TorusEmbedding
-        Of A.
-    squared_damping : float
-        λ²; large enough that P exists at each frequency.
-    of_outputs : bool
-        Whether AA' is meant, else A'A.
-
-    Raises
-    ------
-    torch.linalg.LinAlgError
-        If the system of the frame, or a symbol, is singular.
+    torus, squared_damping, of_outputs
+        See :class:`TorusGram`.
     """
 
     def __init__(self, torus: TorusEmbedding, squared_damping: float, *, of_outputs: bool) -> None:
-        self.torus = torus
-        K = torus.symbol
-        M = K if of_outputs else K.mH
-        regions = (torus.outputs, torus.inputs)
-        self.own, self.other = regions if of_outputs else regions[::-1]
-        eye = torch.eye(M.shape[-2], dtype=M.dtype, device=M.device)
-        P = torch.linalg.inv(M @ M.mH + squared_damping * eye)
-        MP = M.mH @ P
-        MPM = MP @ M
-        sides = (torch.cat([P, MP], dim=2), torch.cat([MP.mH, MPM], dim=2))
+        super().__init__(torus, squared_damping, of_outputs=of_outputs)
+        MP = self.M.mH @ self.P
+        MPM = MP @ self.M
+        sides = (torch.cat([self.P, MP], dim=2), torch.cat([MP.mH, MPM], dim=2))
         #: from the own side, and from the other one, to both
         self._to_both = [SpectralProduct(side) for side in sides]
         #: the other way round; what the frames hold is found with the other sign
         self._from_both = [SpectralProduct(-side.mH) for side in sides]
-        self._own_channels = P.shape[2]
+        self._own_channels = self.P.shape[2]
         self._n_own = torus.frame_of(self.own)
         #: where the two frames are the same cells, one transform serves both
         self._aligned = (
@@ -75,44 +55,22 @@ class FrameGram:
         )
         framed = (self.own,) if self._aligned else (self.own, self.other)
         self._frame_transforms = [FrameTransform(torus.transform, side) for side in framed]
-        self._frame = self._factorise(P, MP, MPM)
+        self._frame = self._factorise(self.P, MP, MPM)
 
-    def solve(self, values: Tensor, *, from_other: bool = False, to_other: bool = False) -> Tensor:
-        """Multiply by the inverse; before that by A' or A, or after it, if asked.
-
-        Parameters
-        ----------
-        values : Tensor of shape (n_samples, groups, channels, *size), float64
-            Outputs of A where the inverse is that of AA', else inputs; the other way round
-            with ``from_other``.
-        from_other, to_other : bool
-            Whether the values are, or the answer shall be, on the other side of A.
-
-        Returns
-        -------
-        Tensor of shape (n_samples, groups, channels, *size)
-        """
-        torus, transform = self.torus, self.torus.transform
-        given = self.other if from_other else self.own
-        wanted = self.other if to_other else self.own
+    def _solve(
+        self, spectra: Iterable[Tensor], from_other: bool, to_other: bool
+    ) -> Iterator[Tensor]:
         n = self._own_channels
         kept = slice(n, None) if to_other else slice(n)
-        n_channels, n_frequencies = sum(torus.channels), prod(transform.half_size)
-        per_batch = BATCH // (len(range(n_channels)[kept]) * n_frequencies) or 1
-        per_part = CHUNK // (n_channels * n_frequencies) or 1
-        found = values.new_empty(*values.shape[:2], torus.channels_of(wanted), *wanted.length)
-        for batch, answer in zip(values.split(per_batch), found.split(per_batch), strict=True):
-            spectra, frames = [], []
-            for part in batch.split(per_part):
-                both = self._to_both[from_other](transform.transform(given.lay(part)))
-                spectra.append(both[:, :, kept].clone())
-                frames.append(self._frames(both))
-            unknowns = self._frame.solve(torch.cat(frames).permute(1, 2, 0)).permute(2, 0, 1)
-            parts = zip(spectra, unknowns.split(per_part), answer.split(per_part), strict=True)
-            for spectrum, part, place in parts:
-                total = self._from_both[to_other](self._spectra(part), spectrum)
-                place.copy_(wanted.cut(transform.back(total)))
-        return found
+        answers, frames = [], []
+        for spectrum in spectra:
+            both = self._to_both[from_other](spectrum)
+            answers.append(both[:, :, kept].clone())
+            frames.append(self._frames(both))
+        unknowns = self._frame.solve(join(frames).permute(1, 2, 0)).permute(2, 0, 1)
+        parts = unknowns.split([*map(len, answers)])
+        for answer, part in zip(answers, parts, strict=True):
+            yield self._from_both[to_other](self._spectra(part), answer)
 
     def _frames(self, both: Tensor) -> Tensor:
         """Transform the spectra of both sides back to their frames, the own one first."""

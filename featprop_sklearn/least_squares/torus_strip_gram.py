@@ -12,92 +12,55 @@ is ill-conditioned, twice over; where it is, :class:`FrameGram` is what serves.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from math import prod
+from collections.abc import Iterable
+from functools import cached_property
 
-import torch
 from torch import Tensor
 
 from featprop_sklearn.least_squares.spectral_product import SpectralProduct
 from featprop_sklearn.least_squares.torus_axis_end import AxisEnd
 from featprop_sklearn.least_squares.torus_embedding import TorusEmbedding
+from featprop_sklearn.least_squares.torus_gram import TorusGram, join
 
 __all__ = ["StripGram"]
 
-#: complex numbers worked on at a time: what fits into a cache
-CHUNK = 1 << 18
-#: complex numbers kept for a batch while the last axis' strips are corrected together
-BATCH = 1 << 22
 
+class StripGram(TorusGram):
+    """The inverse by strips.
 
-class StripGram:
-    """The inverse of AA' + λ²I, or of A'A + λ²I.
-
-    With M the symbol from the *other* side to the Gram matrix's *own* (K where that is the
-    outputs', else K'), the inverse on the torus is P = (MM' + λ²)⁻¹; that on the torus of which
-    k axes end is Γ_k, Γ_0 = P, and Γ_{k+1} r = Γ_k (r + c), c = G_k Γ_k r.
+    That on the torus of which k axes end is Γ_k: Γ_0 = P, and Γ_{k+1} r = Γ_k (r + c),
+    c = G_k Γ_k r.
 
     Parameters
     ----------
-    torus : TorusEmbedding
-        Of A.
-    squared_damping : float
-        λ²; large enough that P exists at each frequency.
-    of_outputs : bool
-        Whether AA' is meant, else A'A.
-
-    Raises
-    ------
-    torch.linalg.LinAlgError
-        If the Gram matrix is singular.
+    torus, squared_damping, of_outputs
+        See :class:`TorusGram`.
     """
 
     def __init__(self, torus: TorusEmbedding, squared_damping: float, *, of_outputs: bool) -> None:
-        self.torus = torus
-        M = torus.symbol if of_outputs else torus.symbol.mH
-        regions = (torus.outputs, torus.inputs)
-        self.own, self.other = regions if of_outputs else regions[::-1]
-        eye = torch.eye(M.shape[2], dtype=M.dtype, device=M.device)
-        P = torch.linalg.inv(M @ M.mH + squared_damping * eye)
-        self._P, self._PM, self._adjoint = map(SpectralProduct, (P, P @ M, M.mH))
-        by_frequency = P.unflatten(1, torus.transform.half_size)
+        super().__init__(torus, squared_damping, of_outputs=of_outputs)
+        self._P = SpectralProduct(self.P)
+        by_frequency = self.P.unflatten(1, torus.transform.half_size)
         ends: list[AxisEnd] = []
         for strip in torus.strips(of_outputs=of_outputs):
             so_far = ends[-1].inverse if ends else lambda part: by_frequency[..., part, :, :]
-            ends.append(AxisEnd(strip, torus.transform, M.mH, so_far))
+            ends.append(AxisEnd(strip, torus.transform, self.M.mH, so_far))
+        #: an axis along which both arrays fill the torus ends where it goes round
         self._ends = [end for end in ends if end.strip.size]
 
-    def solve(self, values: Tensor, *, from_other: bool = False, to_other: bool = False) -> Tensor:
-        """Multiply by the inverse; before that by A' or A, or after it, if asked.
+    @cached_property
+    def _with_symbol(self) -> SpectralProduct:
+        return SpectralProduct(self.P @ self.M)
 
-        Parameters
-        ----------
-        values : Tensor of shape (n_samples, groups, channels, *size), float64
-            Outputs of A where the inverse is that of AA', else inputs; the other way round
-            with ``from_other``.
-        from_other, to_other : bool
-            Whether the values are, or the answer shall be, on the other side of A.
+    @cached_property
+    def _adjoint(self) -> SpectralProduct:
+        return SpectralProduct(self.M.mH)
 
-        Returns
-        -------
-        Tensor of shape (n_samples, groups, channels, *size)
-        """
-        torus, transform = self.torus, self.torus.transform
-        given = self.other if from_other else self.own
-        wanted = self.other if to_other else self.own
-        first = self._PM if from_other else self._P
-        n_frequencies = prod(transform.half_size)
-        per_batch = BATCH // (sum(torus.channels) * n_frequencies) or 1
-        per_part = CHUNK // (sum(torus.channels) * n_frequencies) or 1
-        found = []
-        for batch in _parts(values, per_batch):
-            parts = (
-                first(transform.transform(given.lay(part))) for part in _parts(batch, per_part)
-            )
-            for spectrum in self._solved(parts):
-                of_answer = self._adjoint(spectrum) if to_other else spectrum
-                found.append(wanted.cut(transform.back(of_answer)))
-        return _joined(found)
+    def _solve(
+        self, spectra: Iterable[Tensor], from_other: bool, to_other: bool
+    ) -> Iterable[Tensor]:
+        solved = self._solved(map(self._with_symbol if from_other else self._P, spectra))
+        return map(self._adjoint, solved) if to_other else solved
 
     def _solved(self, parts: Iterable[Tensor]) -> Iterable[Tensor]:
         """Turn P r into the solution, part by part; the strips of the last axis together."""
@@ -108,7 +71,7 @@ class StripGram:
         for part in parts:
             spectra.append(self._ended(len(before), part))
             strips.append(last.read(spectra[-1]))
-        added = last.correct(_joined(strips, dim=1))
+        added = last.correct(join(strips, dim=1))
         parts = added.split([*map(len, spectra)], dim=1) if len(spectra) > 1 else (added,)
         corrections = map(last.lift, parts)
         return (
@@ -129,12 +92,3 @@ class StripGram:
         if n_axes == 0:
             return self._P(added, onto=spectrum)
         return spectrum.add_(self._ended(n_axes, self._P(added)))
-
-
-def _parts(values: Tensor, size: int) -> Sequence[Tensor]:
-    # for a few samples the calls are what takes time
-    return values.split(size) if len(values) > size else (values,)
-
-
-def _joined(parts: list[Tensor], dim: int = 0) -> Tensor:
-    return torch.cat(parts, dim) if len(parts) > 1 else parts[0]

@@ -7,7 +7,7 @@ from featprop_sklearn.networks.chain import (
     last_layer_type,
 )
 from featprop_sklearn.networks.conversion import Network, as_network
-from featprop_sklearn.networks.default import Rescale, default_network, weighted_moments
+from featprop_sklearn.networks.default import Rescale, default_network
 from featprop_sklearn.networks.functional import Exp, Permute, Reshape
 from featprop_sklearn.networks.inputs import (
     Unpack,
@@ -61,6 +61,5 @@ __all__ = [
     "resolve_splits",
     "treat_as_layer",
     "unwrap",
-    "weighted_moments",
     "with_inputs",
 ]

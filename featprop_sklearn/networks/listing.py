@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from featprop_sklearn.networks.chain import outline_chain
 from featprop_sklearn.networks.layers import is_layer
 from featprop_sklearn.networks.outputs import SingleOutput
-from featprop_sklearn.networks.probe import random_state_kept, single_output_of
+from featprop_sklearn.networks.probe import random_state_kept, with_single_output
 from featprop_sklearn.networks.recording import Recording, record
 from featprop_sklearn.networks.splits import chain_splits
 from featprop_sklearn.networks.watched import DoubtError, Watched
@@ -55,7 +55,7 @@ class WatchedRun:
         alone = record(network, x[-1:])
         if run.depends or alone.depends:
             raise DoubtError
-        single = single_output_of(network, x, run.output, alone.output)
+        single = with_single_output(network, x, (run.output, alone.output))
         if isinstance(single, SingleOutput) and single is not network:
             if single.shape is not None or is_layer(network):
                 raise DoubtError

@@ -19,7 +19,6 @@ __all__ = [
     "check_loaded",
     "probe_network",
     "random_state_kept",
-    "single_output_of",
     "with_single_output",
 ]
 
@@ -114,7 +113,9 @@ class _Runs:
         return 2 if self.pairs else 1
 
 
-def with_single_output(module: nn.Module, x: Tensor) -> nn.Module:
+def with_single_output(
+    module: nn.Module, x: Tensor, returned: tuple[object, object] | None = None
+) -> nn.Module:
     """Return the network, wrapped where what it returns is not one tensor of one row a sample.
 
     Parameters
@@ -123,6 +124,8 @@ def with_single_output(module: nn.Module, x: Tensor) -> nn.Module:
         In eval mode.
     x : Tensor of shape (n_samples, ...)
         Example data, at least two rows.
+    returned : (object, object), optional
+        What the network returned for all rows, and for a single one, if it ran already.
 
     Returns
     -------
@@ -134,32 +137,8 @@ def with_single_output(module: nn.Module, x: Tensor) -> nn.Module:
     ValueError
         If the network refuses the data, or has no such output.
     """
-    return _wrapped(module, _run(module, x), flat=False)
-
-
-def single_output_of(module: nn.Module, x: Tensor, several: object, alone: object) -> nn.Module:
-    """Wrap a network as :func:`with_single_output` does, from what it returned.
-
-    Parameters
-    ----------
-    module : nn.Module
-        In eval mode.
-    x : Tensor of shape (n_samples, ...)
-        Example data, at least two rows.
-    several, alone : object
-        What the network returned for all rows, and for a single one.
-
-    Returns
-    -------
-    nn.Module
-        The module itself, or a :class:`SingleOutput`.
-
-    Raises
-    ------
-    ValueError
-        If the network has no such output.
-    """
-    return _wrapped(module, _Runs(x, 0, several, alone), flat=False)
+    runs = _run(module, x) if returned is None else _Runs(x, 0, *returned)
+    return _wrapped(module, runs, flat=False)
 
 
 def probe_network(module: nn.Module, x: Tensor) -> nn.Module:

@@ -48,7 +48,9 @@ class Judge:
         Worse is a mean error greater by more than three standard errors of the difference,
         ``clearly`` better one less by more than one.
         """
-        errors = self._errors()
+        return self._accepts(self._errors(), clearly=clearly)
+
+    def _accepts(self, errors: Tensor, *, clearly: bool = False) -> bool:
         mean, deviation = self._difference(errors, self.best)
         accepted = mean < -deviation if clearly else mean <= LENIENCY * deviation  # NaN is not
         if accepted:
@@ -61,9 +63,10 @@ class Judge:
         It then is not clearly better than one answer to all: even for data that a network was
         trained on, that is no matter of noise.
         """
-        if self.accepts():
+        errors = self._errors()
+        if self._accepts(errors):
             return False
-        mean, deviation = self._difference(self._errors(), self._errors_of_one_answer())
+        mean, deviation = self._difference(errors, self._errors_of_one_answer())
         return not mean < -deviation
 
     def _difference(self, errors: Tensor, others: Tensor) -> tuple[float, float]:

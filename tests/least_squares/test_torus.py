@@ -17,7 +17,7 @@ from featprop_sklearn.least_squares import (
     TorusSolver,
     quasi_definite,
     torus_axis_end,
-    torus_strip_gram,
+    torus_gram,
 )
 from featprop_sklearn.least_squares.conjugate_gradients import conjugate_gradients
 from featprop_sklearn.least_squares.torus_embedding import TorusEmbedding
@@ -205,9 +205,9 @@ def test_parts_make_no_difference(n_samples, monkeypatch):
     linear_map = convolution_map(layer, (2, 9, 10))
     rhs = torch.randn(n_samples, *linear_map.out_shape).double()
     whole = TorusSolver().prepare(linear_map, 0.1).solve(rhs).solution
-    for module in (torus_strip_gram, torus_axis_end):
+    for module in (torus_gram, torus_axis_end):
         monkeypatch.setattr(module, "CHUNK", 1)
-    monkeypatch.setattr(torus_strip_gram, "BATCH", 3 * 2000)
+    monkeypatch.setattr(torus_gram, "BATCH", 3 * 2000)
     in_parts = TorusSolver().prepare(linear_map, 0.1).solve(rhs).solution
     torch.testing.assert_close(in_parts, whole, rtol=1e-11, atol=1e-12)
 

@@ -8,13 +8,8 @@ from hypothesis import strategies as st
 from sklearn.preprocessing import StandardScaler
 from torch import nn
 
-from featprop_sklearn.networks import (
-    Rescale,
-    build_chain,
-    chain_splits,
-    default_network,
-    weighted_moments,
-)
+from featprop_sklearn.networks import Rescale, build_chain, chain_splits, default_network
+from featprop_sklearn.networks.default import weighted_moments
 
 
 def table(rows=40, columns=5):

@@ -11,6 +11,7 @@ from featprop_sklearn.networks import affine_sites, build_chain, output_ranges
 from featprop_sklearn.output_targets import Head, OutputTargets, auto_margin
 from featprop_sklearn.propagation import nearest_acceptable
 from featprop_sklearn.propagation.least_norm import least_norm
+from tests.propagation.distance import Distance
 
 
 def tail_of(chain):
@@ -255,17 +256,6 @@ def test_inside_a_residual_block():
     reached = targets.reached(tail(found.targets, every), y)
     assert reached.double().mean() > 0.9
     assert not net[1].inner._forward_hooks
-
-
-class Distance(nn.Module):
-    """One number a sample on its way, without an axis for it."""
-
-    def __init__(self):
-        super().__init__()
-        self.embed = nn.Linear(4, 3)
-
-    def forward(self, x):
-        return 2 - 4 * self.embed(x).square().sum(dim=1).sqrt()
 
 
 def test_features_of_one_number():

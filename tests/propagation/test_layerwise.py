@@ -10,6 +10,7 @@ from featprop_sklearn.inversion.base import UnsupportedLayerError
 from featprop_sklearn.networks import build_chain
 from featprop_sklearn.output_targets import OutputTargets
 from featprop_sklearn.propagation import LayerwiseRule, make_rule, propagate
+from tests.propagation.distance import Distance
 
 
 def network(seed=0):
@@ -136,15 +137,6 @@ def test_targets_that_are_not_finite_are_refused(problem):
 def test_unknown_rule():
     with pytest.raises(ValueError, match=r"propagation must be one of .*'backwards'"):
         make_rule("backwards", solver="auto", damping="auto")
-
-
-class Distance(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.embed = nn.Linear(4, 3)
-
-    def forward(self, x):
-        return 2 - 4 * self.embed(x).square().sum(dim=1).sqrt()
 
 
 class Modulus(nn.Module):
