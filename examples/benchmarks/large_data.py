@@ -7,7 +7,7 @@ is post-trained on them in a fresh process. Counted is the memory that is the pr
 take back at any time. What the process holds before the fit is taken off. Linux only.
 
     python examples/benchmarks/large_data.py
-    python examples/benchmarks/large_data.py --sizes 10000 100000 --output docs/large_data.md
+    python examples/benchmarks/large_data.py --sizes 10000 100000 --output docs/large_data_cost.md
 """
 
 from __future__ import annotations

@@ -21,6 +21,7 @@ from featprop_sklearn.inspection.explained import Explained, Question, ask, sour
 from featprop_sklearn.inspection.relevance import RelativeSectionalPropagation
 from featprop_sklearn.inspection.relevance.registry import Bounds
 from featprop_sklearn.inspection.relevance.seed_point import layer_path
+from featprop_sklearn.networks import differentiable
 
 __all__ = ["METHODS", "attribute", "takes_hostile"]
 
@@ -109,7 +110,8 @@ def attribute(
         if "layer" in options:
             options = {**options, "layer": layer_path(source_network(estimator), options["layer"])}
         question = ask(estimator, X, target, batch_size)
-        maps, residual = _answer(function, question, options, batch_size)
+        with differentiable([question.model]):
+            maps, residual = _answer(function, question, options, batch_size)
     return AttributionResult(
         maps=maps,
         residual=residual,

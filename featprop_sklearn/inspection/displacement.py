@@ -25,7 +25,7 @@ from featprop_sklearn.inspection.wanted_input import (
     wanted_input,
 )
 from featprop_sklearn.least_squares.rows import per_row
-from featprop_sklearn.networks import build_chain, private_copy, resolve_splits
+from featprop_sklearn.networks import build_chain, differentiable, private_copy, resolve_splits
 
 __all__ = ["attribute_displacement"]
 
@@ -117,13 +117,14 @@ def attribute_displacement(
     wanted, maps = inputs.clone(), torch.zeros_like(inputs)
     displaced = displacements.reshape(len(x), -1).any(dim=1)
     unfinished = 0
-    for i in torch.nonzero(displaced)[:, 0].tolist():
-        row = slice(i, i + 1)
-        limits = {"low": low[row], "high": high[row], "unit": units[row]}
-        of_row = inputs[row], displacements[row]
-        wanted[row], finished = wanted_input(upstream, *of_row, damping=damping, **limits)
-        maps[row] = met_shares(upstream, inputs[row], wanted[row], displacements[row], n_steps)
-        unfinished += not finished
+    with differentiable([estimator.module_]):
+        for i in torch.nonzero(displaced)[:, 0].tolist():
+            row = slice(i, i + 1)
+            limits = {"low": low[row], "high": high[row], "unit": units[row]}
+            of_row = inputs[row], displacements[row]
+            wanted[row], finished = wanted_input(upstream, *of_row, damping=damping, **limits)
+            maps[row] = met_shares(upstream, inputs[row], wanted[row], displacements[row], n_steps)
+            unfinished += not finished
     if unfinished:
         warnings.warn(
             f"The search for the wanted input was ended after {MAX_STEPS} steps for {unfinished} "

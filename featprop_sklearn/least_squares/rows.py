@@ -27,7 +27,8 @@ def row_norms(values: Tensor) -> Tensor:
 
 def row_products(matrices: Tensor, vectors: Tensor) -> Tensor:
     """Multiply each sample's matrix (m, n) with its vector (n,)."""
-    return (matrices @ vectors[..., None])[..., 0]
+    # as rows: with a column, torch's product for batches takes up to eight times as long
+    return (vectors[..., None, :] @ matrices.mT)[..., 0, :]
 
 
 def per_row(scalars: Tensor, like: Tensor) -> Tensor:

@@ -22,6 +22,7 @@ from featprop_sklearn.networks.outputs import SingleOutput
 from featprop_sklearn.networks.private import private_copy, private_layer
 from featprop_sklearn.networks.probe import probe_network
 from featprop_sklearn.networks.ranges import output_ranges
+from featprop_sklearn.networks.recurrent import differentiable
 from featprop_sklearn.networks.sequential import open_sequential
 from featprop_sklearn.networks.sharing import SharedParameters
 from featprop_sklearn.networks.sites import AFFINE_LAYERS, Site, affine_sites, reasons_against
@@ -47,6 +48,7 @@ __all__ = [
     "build_chain",
     "chain_splits",
     "default_network",
+    "differentiable",
     "input_dtype",
     "is_layer",
     "last_layer_type",

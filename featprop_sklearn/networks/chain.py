@@ -17,6 +17,7 @@ from featprop_sklearn.networks.in_place import run_protected
 from featprop_sklearn.networks.layers import is_layer
 from featprop_sklearn.networks.module_paths import module_paths, run_watched
 from featprop_sklearn.networks.probe import random_state_kept, with_single_output
+from featprop_sklearn.networks.recurrent import differentiable
 from featprop_sklearn.networks.replay import Outline, Replay
 from featprop_sklearn.networks.sequential import sequential_segments
 from featprop_sklearn.networks.tracing import CannotOpenError, Segment, trace_segments
@@ -99,6 +100,10 @@ class Chain(Sequence[Stage]):
             x = stage.module(x)
             yield x
 
+    def modules(self) -> list[nn.Module]:
+        """Return what computes each stage."""
+        return [stage.module for stage in self._stages]
+
     def parameters(self) -> list[nn.Parameter]:
         """Return the parameters of all stages, each once."""
         return list(dict.fromkeys(p for stage in self._stages for p in stage.module.parameters()))
@@ -132,7 +137,7 @@ def build_chain(module: nn.Module, x: Tensor) -> Chain:
     """
     if len(x) == 1:  # a second row tells a batch dimension from the others
         x = torch.cat([x, x])
-    with torch.no_grad(), random_state_kept(x.device):
+    with torch.no_grad(), random_state_kept(x.device), differentiable([module]):
         network = with_single_output(module, x)
         freeze_without_gradients(network, x)
         stages = _open(network, "", x, run_protected(network, x))

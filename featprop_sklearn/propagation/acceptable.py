@@ -31,6 +31,8 @@ SMOOTHINGS = (1.0, 2.0, 1.0, 4.0, 1.0, 0.5, 2.0)
 SMOOTHED_STEPS = 8
 #: sizes of random moves from which a search that failed begins again
 SPREADS = (0.5, 1.0, 2.0, 4.0, 32.0)
+#: how often as far away as the feature is from zero what was not reached is no target any more
+FAR = 100.0
 #: numbers of derivatives kept at a time
 BUDGET = 1 << 25
 
@@ -194,6 +196,10 @@ def _find(
                 again = begin(lost, scattered_start(flat[lost], spread))
                 helps = bool(again.reached.any())
                 best.improve(lost, again)
+    if max_steps > 1:
+        # where a network saturates, a little less violation is had for any distance
+        lost = ~best.reached & (best.move.norm(dim=1) > FAR * flat.norm(dim=1))
+        best.move[lost] = 0
     return best
 
 

@@ -95,8 +95,9 @@ class Downstream:
         Tensor of shape (n_samples, k, n_coordinates)
             Zero where not used.
         """
-        found = move.new_zeros(*chosen.shape, move.shape[1])
+        found = move.new_empty(*chosen.shape, move.shape[1])
         common = used.sum(dim=0) >= COMMON * len(self)
+        found[:, ~common] = 0
         for k in torch.nonzero(common)[:, 0].tolist():
             found[:, k] = _gradient(slack.gather(1, chosen[:, k : k + 1])[used[:, k]], point)
         # the others in a run of their own, with one row for each sample and condition

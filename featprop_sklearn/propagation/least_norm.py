@@ -13,7 +13,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from featprop_sklearn.least_squares.rows import row_products
+from featprop_sklearn.least_squares.rows import row_dots, row_products
+from featprop_sklearn.propagation.falling_root import falling_root
 from featprop_sklearn.propagation.quadratic import nonnegative_maximum
 
 __all__ = ["Range", "least_norm"]
@@ -23,9 +24,10 @@ REGULARISATION = 1e-6
 #: the dual is solved where a step changes J e by less than this share of b
 TOLERANCE = 1e-9
 MAX_STEPS = 25
-MAX_BISECTIONS = 40
-#: numbers of J worked on at a time, in float64
-CHUNK = 2_000_000
+#: a search along a step ends where the dual rises by less than this share of what it did first
+FLAT = 0.1
+#: numbers of J worked on at a time, in float64: what fits into a cache
+CHUNK = 1 << 19
 
 Range = tuple[Tensor, Tensor]
 
@@ -81,9 +83,10 @@ class _Dual:
     def scaled(cls, jacobian: Tensor, bound: Tensor, allowed: Range | None) -> _Dual:
         norm = jacobian.norm(dim=2)
         served = (norm > 0) & torch.isfinite(norm) & torch.isfinite(bound)
-        scale = torch.where(served, norm, 1.0)
-        jacobian = torch.where(served[..., None], jacobian / scale[..., None], 0.0)
-        return cls(jacobian, torch.where(served, bound / scale, 0.0), allowed)
+        jacobian = jacobian / torch.where(served, norm, torch.inf)[..., None]
+        if not torch.isfinite(norm).all():
+            jacobian = torch.where(served[..., None], jacobian, 0.0)
+        return cls(jacobian, torch.where(served, bound / norm, 0.0), allowed)
 
     def __getitem__(self, rows: Tensor) -> _Dual:
         allowed = self.allowed and (self.allowed[0][rows], self.allowed[1][rows])
@@ -93,20 +96,21 @@ class _Dual:
         multipliers = found = torch.zeros_like(self.bound)
         dual, live = self, torch.arange(len(found), device=found.device)
         for _ in range(MAX_STEPS):
-            multipliers, change = dual.newton(multipliers, equality)
+            multipliers, left = dual.newton(multipliers, equality)
             found[live] = multipliers
-            left = torch.nonzero(change > TOLERANCE * dual.bound.abs().amax(dim=1))[:, 0]
-            if dual.allowed is None or not len(left):
+            if not left.any():
                 break
-            if len(left) < len(live):
+            if not left.all():
                 dual, live, multipliers = dual[left], live[left], multipliers[left]
         return found
 
     def newton(self, multipliers: Tensor, equality: bool) -> tuple[Tensor, Tensor]:
-        """Go to the maximum of the present piece, and say by how much that changes J e."""
+        """Go to the maximum of the present piece; say which samples may not be at that of all."""
         pulled = self.pull(multipliers)
         step = self.clip(pulled)
-        free = self.jacobian * (pulled == step)[:, None]
+        free = self.jacobian
+        if self.allowed is not None:
+            free = free * (pulled == step)[:, None]
         hessian = free @ self.jacobian.mT
         hessian.diagonal(dim1=1, dim2=2).add_(REGULARISATION)
         gradient = self.bound - row_products(self.jacobian, step) - REGULARISATION * multipliers
@@ -116,29 +120,26 @@ class _Dual:
             if equality
             else nonnegative_maximum(hessian, linear)
         )
-        way = goal - multipliers
-        share = 1.0 if self.allowed is None else self.share(multipliers, way, pulled)
-        return multipliers + share * way, row_products(hessian, way).abs().amax(dim=1)
+        if self.allowed is None:
+            return goal, torch.zeros(len(goal), dtype=torch.bool, device=goal.device)
+        change = row_products(hessian, goal - multipliers).abs().amax(dim=1)
+        left = change > TOLERANCE * self.bound.abs().amax(dim=1)
+        way = torch.where(left[:, None], goal - multipliers, 0.0)
+        share = self.share(multipliers, way, pulled)
+        found = torch.where(left[:, None], multipliers + share[:, None] * way, goal)
+        return found, left & (share > 0)
 
     def share(self, multipliers: Tensor, way: Tensor, pulled: Tensor) -> Tensor:
-        """Return how far to go: all the way, or to within half of the maximum on it."""
+        """Return how far to go: all the way, or near to the maximum on it."""
         along = self.pull(way)
-        linear = (way * (self.bound - REGULARISATION * multipliers)).sum(dim=1, keepdim=True)
-        curved = REGULARISATION * way.square().sum(dim=1, keepdim=True)
+        linear = row_dots(way, self.bound - REGULARISATION * multipliers)
+        curved = REGULARISATION * row_dots(way, way)
 
-        def up(share: Tensor) -> Tensor:
-            step = self.clip(pulled + share * along)
-            return linear - share * curved >= (along * step).sum(dim=1, keepdim=True)
+        def slope(share: Tensor) -> Tensor:
+            step = self.clip(pulled + share[:, None] * along)
+            return linear - share * curved - row_dots(along, step)
 
-        high = torch.ones_like(linear)
-        low = torch.where(up(high), high, 0.0)
-        for _ in range(MAX_BISECTIONS):
-            if (2 * low >= high).all():
-                break
-            middle = (low + high) / 2
-            rising = up(middle)
-            low, high = torch.where(rising, middle, low), torch.where(rising, high, middle)
-        return low
+        return falling_root(slope, torch.zeros_like(linear), torch.ones_like(linear), FLAT)
 
     def pull(self, multipliers: Tensor) -> Tensor:
         return row_products(self.jacobian.mT, multipliers)

@@ -11,7 +11,7 @@ from torch import Tensor
 from featprop_sklearn.data import Inputs, RowStore, batches
 from featprop_sklearn.inversion import InversionOptions
 from featprop_sklearn.least_squares import Solver
-from featprop_sklearn.networks import Chain
+from featprop_sklearn.networks import Chain, differentiable
 from featprop_sklearn.output_targets import OutputTargets
 from featprop_sklearn.propagation.joint import JointRule
 from featprop_sklearn.propagation.layerwise import LayerwiseRule
@@ -97,7 +97,7 @@ def propagate(
     positions = {split: chain.names.index(split) for split in splits}
     targets = {split: RowStore(x) for split in splits}
     quality: dict[str, list[TargetQuality]] = {split: [] for split in splits}
-    with torch.no_grad():
+    with torch.no_grad(), differentiable(chain.modules()):
         rule.fit(chain, list(chain.features(x[:2])), splits)
         for rows in batches(len(x), batch_size):
             features = list(chain.features(x[rows]))

@@ -218,14 +218,14 @@ class _Walk:
             count = min(count, competitors)
         # what binds may not be let go: the next step would undo this one
         order = torch.where(self.binding, -torch.inf, slack).where(wanted, torch.inf)
-        worst = order.argsort(dim=1, stable=True)[:, :count]
+        worst = order.topk(count, dim=1, largest=False).indices
         return worst, wanted.gather(1, worst)
 
     def dead(self, linear: _Linear) -> Tensor:
         """Whether no move would change a violated condition: units that are off."""
         missed = linear.slack.abs() if self.downstream.conditions.equality else -linear.slack
         violated = linear.used & (missed > self.aim[:, None])
-        return (violated & (linear.jacobian == 0).all(dim=2)).any(dim=1)
+        return (violated & (linear.jacobian.abs().amax(dim=2) == 0)).any(dim=1)
 
     def step(self, on: Tensor, linear: _Linear, violation: Tensor, inside: Tensor) -> Tensor:
         """Set the next step of some samples; return which of them have none."""

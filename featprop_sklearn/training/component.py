@@ -150,8 +150,8 @@ class SplitNetwork(nn.Module):
     def __init__(self, stages: Chain, after: Chain, before: Chain | None = None) -> None:
         super().__init__()
         self._mode_set: bool | None = None  # walking over all layers twice a batch takes time
-        self.upstream = nn.ModuleList([stage.module for stage in stages])
-        self.downstream = nn.ModuleList([stage.module for stage in after])
+        self.upstream = nn.ModuleList(stages.modules())
+        self.downstream = nn.ModuleList(after.modules())
         for parameter in (*after.parameters(), *(before.parameters() if before else ())):
             parameter.requires_grad_(False)
         if not any(p.requires_grad for p in self.upstream.parameters()):

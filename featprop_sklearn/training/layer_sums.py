@@ -17,7 +17,7 @@ from joblib import Parallel, delayed
 from torch import Tensor
 
 from featprop_sklearn.data import batches
-from featprop_sklearn.networks import Chain, Site
+from featprop_sklearn.networks import Chain, Site, differentiable
 from featprop_sklearn.output_targets import OutputTargets
 from featprop_sklearn.propagation import Acceptable, nearest_acceptable
 from featprop_sklearn.training.component import Labelled
@@ -108,7 +108,8 @@ class _Work:
 def _task_sums(work: _Work, data: Labelled) -> GramSums:
     """One task: its batches one after the other."""
     rows_of_batches = batches(len(data), work.step)
-    return reduce(operator.iadd, (_batch_sums(work, data[rows]) for rows in rows_of_batches))
+    with differentiable(work.chain.modules()):
+        return reduce(operator.iadd, (_batch_sums(work, data[rows]) for rows in rows_of_batches))
 
 
 @torch.no_grad()

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from joblib import Parallel, delayed
 
 from featprop_sklearn.data import Inputs, RowStore, batches
-from featprop_sklearn.networks import Chain
+from featprop_sklearn.networks import Chain, differentiable
 from featprop_sklearn.output_targets import OutputTargets
 from featprop_sklearn.training.auto import AutoTrainer
 from featprop_sklearn.training.closed_form import ClosedFormTrainer
@@ -105,7 +105,8 @@ def post_train(
     results: list[TrainingResult]
     if chunk is not None:
         results = [
-            trainer.train_chunk(
+            _trained(
+                trainer.train_chunk,
                 component,
                 chunk.setdefault(component.split, {}),
                 seed=seed,
@@ -115,10 +116,10 @@ def post_train(
             for component, seed in zip(components, seeds, strict=True)
         ]
     elif len(splits) == 1:  # joblib would send even one away to a cluster, with all its data
-        results = [trainer.train(components[0], seed=seeds[0], n_jobs=n_jobs, **options)]
+        results = [_trained(trainer.train, components[0], seed=seeds[0], n_jobs=n_jobs, **options)]
     else:
         results = Parallel(n_jobs=n_jobs)(
-            delayed(trainer.train)(component, seed=seed, **options)
+            delayed(_trained)(trainer.train, component, seed=seed, **options)
             for component, seed in zip(components, seeds, strict=True)
         )
     left_out = []
@@ -130,6 +131,14 @@ def post_train(
         results[0].load_into(components[0].stages)
     history = [entry for result in results for entry in result.history]
     return history, any(result.interrupted for result in results), left_out
+
+
+def _trained(
+    train: Callable[..., TrainingResult], component: Component, *args: Any, **options: Any
+) -> TrainingResult:
+    """Train a component, here or in another process."""
+    with differentiable((*component.stages.modules(), *component.after.modules())):
+        return train(component, *args, **options)
 
 
 def _load_what_fits(

@@ -133,8 +133,7 @@ class Sweeper:
 
     def start_over(self) -> None:
         """Go back to the first layer, for weights have changed."""
-        stages = [stage.module for stage in self.chain]
-        self.carried = CarriedFeatures(stages, self.own.data.inputs, self.batch_size)
+        self.carried = CarriedFeatures(self.chain.modules(), self.own.data.inputs, self.batch_size)
 
     def from_here(self, site: Site) -> tuple[Chain, Site, Labelled]:
         """Return the chain from a layer's stage on, or from somewhat before, and its data.

@@ -46,7 +46,7 @@ def wake_dead_units(
     """
     if weights is None:
         weights = torch.ones(len(inputs), device=inputs.device)
-    carried = CarriedFeatures([stage.module for stage in chain], inputs, batch_size)
+    carried = CarriedFeatures(chain.modules(), inputs, batch_size)
     woken = 0
     for site in affine_sites(chain, inputs[:8]):
         layer: Any = chain[site.stage].module

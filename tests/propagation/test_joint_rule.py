@@ -258,6 +258,23 @@ def test_inside_a_residual_block():
     assert not net[1].inner._forward_hooks
 
 
+def test_where_a_network_saturates_no_target_is_out_of_sight():
+    torch.manual_seed(0)
+    layers = [layer for _ in range(3) for layer in (nn.Linear(5, 5), nn.Sigmoid())]
+    net = nn.Sequential(nn.Linear(4, 5), *layers, nn.Linear(5, 3)).double().eval()
+    x, y = torch.randn(60, 4, dtype=torch.float64), torch.arange(60) % 3
+    # more than sigmoids can make of anything
+    targets = OutputTargets("multiclass", margin=100.0)
+    feature, output, found, moved = search(net, x, y, "0", targets)
+    assert "reached" not in found.status
+    length, size = (found.targets - feature).norm(dim=1), feature.norm(dim=1)
+    assert (length <= 100 * size * (1 + 1e-12)).all()
+    assert (length == 0).any()
+    conditions = targets.conditions(output, y)
+    before, after = (conditions.violation(conditions.slack(o)) for o in (output, moved))
+    assert (after <= before).all()
+
+
 def test_features_of_one_number():
     torch.manual_seed(0)
     net, x = Distance().double().eval(), torch.randn(30, 4, dtype=torch.float64)

@@ -19,7 +19,7 @@ from featprop_sklearn.inspection.relevance.registry import Bounds, Options
 from featprop_sklearn.inspection.relevance.ruled_run import RuledRun
 from featprop_sklearn.inspection.relevance.seed import seed_relevance
 from featprop_sklearn.inspection.relevance.seed_point import find_seed_point, layer_path
-from featprop_sklearn.networks import as_network, private_copy, probe_network
+from featprop_sklearn.networks import as_network, differentiable, private_copy, probe_network
 
 __all__ = ["RelativeSectionalPropagation"]
 
@@ -138,7 +138,7 @@ class RelativeSectionalPropagation:
         network = probe_network(twin, rows)
         point, expected = find_seed_point(network, twin, self.layer, rows)
         run, start = RuledRun(twin, self.options), x.requires_grad_()
-        with run, Heads() as heads, point.replaced(run.reach):
+        with run, Heads() as heads, point.replaced(run.reach), differentiable([twin]):
             outputs = network(start.clone())
         _check_same(outputs[:ROWS], expected)
         logits = heads.logits(outputs).reshape(len(x), -1)
