@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from featprop_sklearn.least_squares import BatchMap, KrylovSolver, LinearMap
-from featprop_sklearn.least_squares.rows import per_row
+from featprop_sklearn.least_squares.rows import as_rows, per_row, row_products
 
 __all__ = ["DenseJacobian", "Jacobian", "linearise", "rows_at_a_time"]
 
@@ -19,7 +19,7 @@ DENSE_BYTES = 2**27
 #: fewer samples at a time than this are not worth a dense Jacobian
 FEWEST_ROWS = 8
 #: how many rows a stage is run on at a time while its Jacobian is put together
-RUN_ROWS = 2048
+RUN_ROWS = 512
 
 
 def rows_at_a_time(outputs: Tensor, inputs: Tensor) -> int:
@@ -133,13 +133,9 @@ class DenseJacobian(LinearMap):
         shifted = self._gram.clone()
         shifted.diagonal(dim1=1, dim2=2).add_(damping.square()[:, None])
         factor = torch.linalg.cholesky(shifted)
-        flat = rhs.reshape(len(rhs), -1, 1)
-        solution = (
-            j.mT @ torch.cholesky_solve(flat, factor)
-            if wide
-            else torch.cholesky_solve(j.mT @ flat, factor)
-        )
-        return solution.reshape(-1, *self.in_shape)
+        if wide:
+            return self.adjoint(_solve(factor, as_rows(rhs)))
+        return _solve(factor, as_rows(self.adjoint(rhs))).reshape(-1, *self.in_shape)
 
     @functools.cached_property
     def _gram(self) -> Tensor:
@@ -149,7 +145,11 @@ class DenseJacobian(LinearMap):
 
     @staticmethod
     def _times(matrices: Tensor, vectors: Tensor) -> Tensor:
-        return (matrices @ vectors.reshape(len(vectors), -1, 1))[:, :, 0]
+        return row_products(matrices, as_rows(vectors))
+
+
+def _solve(factor: Tensor, rows: Tensor) -> Tensor:
+    return torch.cholesky_solve(rows[:, :, None], factor)[:, :, 0]
 
 
 def _matrices(jacobian: Jacobian) -> Tensor:
