@@ -155,6 +155,6 @@ def plain_torch() -> Iterator[None]:
             torch.set_autocast_enabled(device, enabled[device])
 
 
-def spread_rows(n_samples: int) -> slice:
+def spread_rows(n_samples: int, most: int = SPREAD) -> slice:
     """Return which rows speak for all where a statistic need not see each: every k-th."""
-    return slice(None, None, max(1, -(-n_samples // SPREAD)))
+    return slice(None, None, max(1, -(-n_samples // most)))

@@ -58,6 +58,7 @@ from featprop_sklearn.networks import (
 from featprop_sklearn.output_targets import OutputTargets
 from featprop_sklearn.propagation import Propagated, cached_propagate, make_rule
 from featprop_sklearn.training import (
+    ClosedFormTrainer,
     Labelled,
     StandardNetwork,
     StandardUnits,
@@ -67,6 +68,10 @@ from featprop_sklearn.training import (
 )
 
 __all__ = ["FeatureBackpropBase"]
+
+#: rows whose targets are shown, at most, where none is trained on: shares of them are known to
+#: a hundredth, while a search for all would take longer than the training
+SHOWN = 2_000
 
 
 @dataclass(frozen=True)
@@ -357,7 +362,7 @@ class FeatureBackpropBase(SharedParameters, TakesSamples, SavedOnCPU, ABC):
             batch_size = self._rows_at_a_time(len(data))
             network = StandardNetwork(chain, self._units, data.y)
             # targets that are shown, and not trained on, need not be those of every row
-            shown = data if trainer.needs_targets else data.take(spread_rows(len(data)))
+            shown = data if trainer.needs_targets else data.take(spread_rows(len(data), SHOWN))
             found = cached_propagate(
                 self.memory if chunk is None else None,
                 self._rule(),
@@ -388,6 +393,8 @@ class FeatureBackpropBase(SharedParameters, TakesSamples, SavedOnCPU, ABC):
             finally:
                 network.hand_over()
             self._tell_of(left_out)
+            if isinstance(trainer, ClosedFormTrainer):
+                self._tell_of_no_refits(splits)
         except KeyboardInterrupt:
             interrupted = True
         self.n_iter_ = _epochs(self.history_)
@@ -412,6 +419,21 @@ class FeatureBackpropBase(SharedParameters, TakesSamples, SavedOnCPU, ABC):
                 UserWarning,
                 stacklevel=6,
             )
+
+    def _tell_of_no_refits(self, splits: list[str]) -> None:
+        """Say where sweeps found no layer to refit."""
+        for split in splits:
+            entries = [entry for entry in self.history_ if entry["split"] == split]
+            sweeps = [entry for entry in entries if entry["sweep"] > 0]
+            if sweeps and not any(entry["refitted"] for entry in sweeps):
+                reasons = [*entries[0].get("not_refitted", {}).items()][:3]
+                warnings.warn(
+                    f"No layer up to split {split!r} could be refitted in closed form"
+                    f"{''.join(f'; {name}: {reason}' for name, reason in reasons)}. Choose a later "
+                    "split, or trainer='auto' or 'gradient'.",
+                    UserWarning,
+                    stacklevel=6,
+                )
 
     # Pieces ---------------------------------------------------------------------------
 

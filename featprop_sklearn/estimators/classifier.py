@@ -121,7 +121,7 @@ class FeatureBackpropClassifier(ClassifierMixin, FeatureBackpropBase):
         ``repair_rate``, ``kept_rate``, ``reached``, ``displacement``,
         ``relative_displacement``, ``residual`` of the training rows' feature targets
         before training (a dict of these for several splits, with ``used``: whether the part
-        trained for it fits the others), and ``seconds``. Of more than 50,000 rows every k-th
+        trained for it fits the others), and ``seconds``. Of more than 2,000 rows every k-th
         is looked at, unless the trainer needs the targets of all.
 
     See Also

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import replace
+from math import prod
 
 import torch
 from torch import Size, Tensor, nn
@@ -22,6 +23,8 @@ SHARE = 1e-4
 PROGRESS = 1e-3
 ROUNDING = 1e-13
 STOP = 1e-7
+#: an output that changes by less, relative to its size, counts as constant
+VARIATION = 1e-9
 #: λ and μ relative to σ_max
 SMALLEST_TRUST, FIRST_TRUST, LARGEST_TRUST = 1e-3, 1e-2, 1e2
 MAX_STEPS = 50
@@ -64,12 +67,15 @@ class GaussNewton(Inverter):
     def _check_differentiable(self) -> None:
         name = type(self.layer).__name__
         device = module_device(self.layer)
-        ones = torch.ones(5, *self.in_shape, dtype=torch.float64, device=device)
-        probe = ones * per_row(torch.linspace(0.0, 1.0, 5, device=device), ones)
+        # neither constant, which normalisations send to rounding, nor parallel
+        steps = torch.arange(5 * prod(self.in_shape), dtype=torch.float64, device=device)
+        waves = steps.cos().reshape(5, *self.in_shape)
+        probe = per_row(torch.linspace(0.0, 1.0, 5, device=device), waves) * (1 + waves[:1]) / 2
         try:
-            change = Jacobian(self.layer, probe).apply(torch.ones_like(probe))
+            change = Jacobian(self.layer, probe).apply(waves)
             output = self.layer(probe)
-            flat = not change.any() and bool((output != output[:1]).any())
+            varies = row_norms(output - output[:1]) > VARIATION * row_norms(output)
+            flat = not change.any() and bool(varies.any())
             reason = "its derivative is zero although its output varies" if flat else ""
         except Exception as error:  # whatever a user's forward may raise
             reason = str(error).strip().splitlines()[0] if str(error) else type(error).__name__

@@ -9,9 +9,9 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
-from torch.func import jvp
 
 from featprop_sklearn.inversion.base import Inverter
+from featprop_sklearn.inversion.jacobian import jvp
 from featprop_sklearn.least_squares import SolveResult
 
 __all__ = ["Describe", "Elementwise", "Piece", "bracketed_root", "by_chunks"]
@@ -177,7 +177,7 @@ def _newton_or_bisection(
     Return the new state, and by how much the function missed the value before the step.
     """
     x, low, high, last, before, value = state
-    output, slope = jvp(function, (x,), (torch.ones_like(x),))[:2]
+    output, slope = jvp(function, x, torch.ones_like(x))
     gap = output - value
     below = gap < 0 if rising else gap > 0
     low = torch.where(below, x, low)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import warnings
 from collections.abc import Callable, Iterator
 
 import torch
@@ -13,7 +14,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from featprop_sklearn.least_squares import BatchMap, KrylovSolver, LinearMap
 from featprop_sklearn.least_squares.rows import as_rows, per_row, row_products
 
-__all__ = ["DenseJacobian", "Jacobian", "linearise", "rows_at_a_time"]
+__all__ = ["DenseJacobian", "Jacobian", "jvp", "linearise", "rows_at_a_time"]
 
 DENSE_BYTES = 2**27
 #: fewer samples at a time than this are not worth a dense Jacobian
@@ -36,8 +37,39 @@ def linearise(layer: nn.Module, x: Tensor) -> Jacobian | DenseJacobian:
     return DenseJacobian(jacobian) if fits else jacobian
 
 
+def jvp(
+    function: Callable[[Tensor], Tensor], x: Tensor, direction: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Return f(x) and J times a direction (``torch.func.jvp``), without torch's own warning.
+
+    Parameters
+    ----------
+    function : callable
+        Differentiable.
+    x, direction : Tensor of shape (...)
+        Where it is linearised, and what J is multiplied by.
+
+    Returns
+    -------
+    output, product : Tensor
+        Of the shape of f(x).
+    """
+    _load_forward_mode()
+    output, product = torch.func.jvp(function, (x,), (direction,))[:2]
+    return output, product
+
+
+@functools.cache
+def _load_forward_mode() -> None:
+    """Take one product: torch 2.13 warns about itself at the first of a process."""
+    one = torch.ones(1, device="cpu")
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", r"`torch\.jit\.script` is", DeprecationWarning)
+        torch.func.jvp(torch.clone, (one,), (one,))
+
+
 class Jacobian(LinearMap):
-    """J of each sample through products alone (``torch.func.jvp`` and ``vjp``).
+    """J of each sample through products alone (:func:`jvp` and ``torch.func.vjp``).
 
     Parameters
     ----------
@@ -59,7 +91,7 @@ class Jacobian(LinearMap):
     def apply(self, inputs: Tensor) -> Tensor:
         """Multiply by J."""
         with _differentiable():
-            return torch.func.jvp(self.layer, (self.x,), (inputs,))[1]
+            return jvp(self.layer, self.x, inputs)[1]
 
     def adjoint(self, outputs: Tensor) -> Tensor:
         """Multiply by J'."""

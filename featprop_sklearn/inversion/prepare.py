@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from math import nan
 
 import torch
@@ -11,11 +12,13 @@ from featprop_sklearn.data import double_device, module_device, to_double
 from featprop_sklearn.inversion.affine import AffineInverter, RearrangementInverter, linear_map_of
 from featprop_sklearn.inversion.base import InversionOptions, Inverter
 from featprop_sklearn.inversion.composite import GaussNewton
+from featprop_sklearn.inversion.in_parts import InParts, keeps_entries_apart, parts_of
 from featprop_sklearn.inversion.registry import find_inverter
 from featprop_sklearn.inversion.set_ups import SET_UPS
 from featprop_sklearn.least_squares import SOLVERS, condition_number
 from featprop_sklearn.networks import private_layer
 from featprop_sklearn.networks.fingerprint import fingerprint
+from featprop_sklearn.networks.layers import extends_torch_layer
 
 __all__ = ["condition_of", "prepare_inverter"]
 
@@ -45,7 +48,8 @@ def prepare_inverter(
     Returns
     -------
     Inverter
-        The registered one, or damped Gauss-Newton for an unknown layer.
+        The registered one, or damped Gauss-Newton for an unknown layer; a BatchNorm layer to
+        which a subclass adds activations is inverted part by part.
 
     Raises
     ------
@@ -55,7 +59,7 @@ def prepare_inverter(
     options = options or InversionOptions()
     twin = _keep_default_eps(private_layer(layer))
     twin = to_double(twin, device).requires_grad_(False)
-    factory = find_inverter(type(layer)) or GaussNewton
+    factory = find_inverter(type(layer)) or _without_entry
 
     def build() -> Inverter:
         return factory(twin, Size(in_shape), options)
@@ -72,6 +76,16 @@ def prepare_inverter(
             "Use bounds=None."
         )
     return inverter
+
+
+def _without_entry(layer: nn.Module, in_shape: Size, options: InversionOptions) -> Inverter:
+    """Invert what falls into parts that keep the entries apart, and by Gauss-Newton all else."""
+    if extends_torch_layer(layer):
+        free, device = replace(options, bounds=None), module_device(layer)
+        parts = [prepare_inverter(*part, free, device) for part in parts_of(layer, in_shape)]
+        if parts and all(map(keeps_entries_apart, parts)):
+            return InParts(layer, in_shape, options, parts)
+    return GaussNewton(layer, in_shape, options)
 
 
 def condition_of(

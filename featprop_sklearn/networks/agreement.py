@@ -15,13 +15,17 @@ _Function = Callable[[Tensor], Tensor]
 
 
 def is_close(got: object, expected: Tensor) -> bool:
-    """Return whether a tensor is another one, up to rounding."""
-    rtol, atol = (1e-12, 1e-12) if expected.dtype == torch.float64 else (1e-5, 1e-6)
-    return (
-        isinstance(got, Tensor)
-        and got.shape == expected.shape  # or allclose would broadcast
-        and torch.allclose(got, expected, rtol=rtol, atol=atol)
-    )
+    """Return whether a tensor is another one, up to rounding at the size of its numbers."""
+    if not isinstance(got, Tensor) or (got.dtype, got.shape) != (expected.dtype, expected.shape):
+        return False
+    if torch.equal(got, expected):
+        return True
+    if not (expected.is_floating_point() or expected.is_complex()):
+        return False
+    sizes = expected.abs()
+    scale = float(sizes.where(sizes.isfinite(), 0).max())
+    tolerance = _rounding(expected.dtype)
+    return torch.allclose(got, expected, rtol=tolerance, atol=tolerance * scale)
 
 
 def agrees(parts: _Function, whole: _Function, x: Tensor, output: Tensor) -> bool:
@@ -46,13 +50,17 @@ def learns_alike(parts: Sequence[nn.Module], whole: nn.Module, x: Tensor) -> boo
     except Exception:  # some networks can only be run
         return True
     found = _gradients(nn.Sequential(*parts), parameters, x)
-    # sums in another order round differently
     scale = max((float(g.abs().max()) for g in expected if g is not None), default=0.0)
-    tolerance = torch.finfo(x.dtype).eps ** 0.75 * scale
+    tolerance = _rounding(x.dtype) * scale
     return all(
         a is b if a is None or b is None else bool(((a - b).abs() <= tolerance).all())
         for a, b in zip(found, expected, strict=True)
     )
+
+
+def _rounding(dtype: torch.dtype) -> float:
+    """Return how far sums in another order may differ, relative to the largest number."""
+    return float(torch.finfo(dtype).eps) ** 0.75
 
 
 def _gradients(

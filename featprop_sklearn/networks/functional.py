@@ -34,8 +34,8 @@ class Reshape(nn.Module):
         self.shape = tuple(shape)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return x with samples of the new shape."""
-        return x.reshape(x.shape[0], *self.shape)
+        """Return x with samples of the new shape, in one piece: a view may follow."""
+        return x.reshape(x.shape[0], *self.shape).contiguous()
 
     def extra_repr(self) -> str:
         """Show the shape."""

@@ -115,13 +115,13 @@ def find_output(output: object, fewer: object, ratio: float) -> Found:
     if fitting:
         raise ValueError(
             f"it returned {kind}, in which {' and '.join(map(str, fitting))} could each be the "
-            "logits. Name one of them 'logits' in a dict, or wrap it in a module that returns the "
-            "logits alone."
+            "logits or values. Name one of them 'logits' in a dict, or wrap it in a module that "
+            "returns these alone."
         )
     held = f" (it holds {', '.join(map(str, found))})" if found else ""
     raise ValueError(
         f"it returned {kind}, in which no floating tensor has shape (n_samples, n_outputs)"
-        f"{held}. Wrap it in a module that returns the logits alone."
+        f"{held}. Wrap it in a module that returns the logits or values alone."
     )
 
 

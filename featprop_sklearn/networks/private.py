@@ -20,7 +20,8 @@ def private_copy(module: nn.Module) -> nn.Module:
     A network that is frozen as a whole is unfrozen; one that is frozen in parts is not. One
     of 16-bit numbers becomes float32: the steps of training are below their resolution. An
     ``nn.TransformerEncoder`` computes in eval mode what it does in training: its shortcut for
-    padded sequences, which puts zeros in their place, is switched off.
+    padded sequences, which puts zeros in their place, is switched off. Gradients of embeddings
+    are dense, which is all that AdamW takes.
 
     Raises
     ------
@@ -43,6 +44,8 @@ def private_copy(module: nn.Module) -> nn.Module:
     for part in twin.modules():
         if isinstance(part, nn.TransformerEncoder):
             part.use_nested_tensor = False
+        if isinstance(part, nn.Embedding | nn.EmbeddingBag):
+            part.sparse = False
     return twin
 
 

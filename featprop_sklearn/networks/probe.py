@@ -42,8 +42,13 @@ ONE_DTYPE = (
     "Numbers of two dtypes meet in its forward, while X comes in {}: leave numbers in the dtype "
     "that comes (no .float(), no autocast inside), and register constants as buffers."
 )
+OBSERVERS_OFF = (
+    " Observers of a prepared quantisation keep ranges: module.apply("
+    "torch.ao.quantization.disable_observer)."
+)
 
 _PACKED = ("torch.ao.nn.quantized", "torch.ao.nn.intrinsic.quantized", "torch.nn.quantized")
+_OBSERVERS = "torch.ao.quantization"
 _FLOATS = re.compile(r"\b(half|bfloat16|float(?:16|32|64)?|double)\b", re.IGNORECASE)
 _WANTS_INTEGERS = re.compile(r"\bLong\b|LongTensor|tensors used as indices|index tensor")
 
@@ -258,7 +263,7 @@ def _wrapped(module: nn.Module, runs: _Runs, *, flat: bool) -> nn.Module:
     if flat:
         _check_table(name, value)
     own = tuple(value.shape[1:])
-    shape = own[:1] if flat else own
+    shape = (tuple(size for size in own if size > 1)[:1] or own[:1]) if flat else own
     as_it_is = shape == own and alone.shape == (runs.n_alone, *own)
     if as_it_is and not found.place and not runs.pairs:
         return module
@@ -294,7 +299,7 @@ def _check_table(name: str, value: Tensor) -> None:
             f"{value.dtype}. Class numbers (argmax) cannot be trained: return what they are "
             "chosen from."
         )
-    if any(size > 1 for size in value.shape[2:]):
+    if sum(size > 1 for size in value.shape[1:]) > 1:
         raise ValueError(
             f"The network ({name}) must return one row of outputs per sample, shape (n_samples, "
             f"n_outputs); it returned shape (n_samples, {', '.join(map(str, value.shape[1:]))}). "
@@ -305,10 +310,12 @@ def _check_table(name: str, value: Tensor) -> None:
 def _check_repeats(module: nn.Module, outputs: Tensor, again: Tensor) -> None:
     difference = _difference(outputs, again, outputs)
     if difference > _rounding(outputs):
+        observed = any(type(p).__module__.startswith(_OBSERVERS) for p in module.modules())
+        advice = OBSERVERS_OFF if observed else ""
         raise ValueError(
             f"The network ({_name(module)}) gives other outputs when it runs on the same rows "
             f"again (relative difference {difference:.1g}). Make it deterministic in eval mode: "
-            "draw noise only if self.training, keep nothing from one run to the next."
+            f"draw noise only if self.training, keep nothing from one run to the next.{advice}"
         )
 
 

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.fx.immutable_collections import immutable_dict, immutable_list
 
-from featprop_sklearn.networks.functional import Reshape, layer_of_call
+from featprop_sklearn.networks.functional import layer_of_call
 from featprop_sklearn.networks.stand_in import unwrap
 
 if TYPE_CHECKING:
@@ -30,6 +31,9 @@ __all__ = [
 
 #: under which a graph keeps the class of the module that it was read in
 TRACED = "traced"
+
+#: calls that often name the batch size
+_RESHAPES = ("view", "reshape", torch.reshape)
 
 #: characters of torch.fx's own reason that are worth repeating
 REASON_LENGTH = 120
@@ -78,6 +82,11 @@ class Values(fx.Interpreter):
         self.values: dict[fx.Node, object] = {}
         self._call = call
 
+    def fetch_args_kwargs_from_env(self, n: fx.Node) -> Any:
+        """Return what a node is given; lists and dicts that the forward makes can be changed."""
+        args, kwargs = super().fetch_args_kwargs_from_env(n)
+        return _thawed(args), _thawed(kwargs)
+
     def call_module(self, target: Any, args: Any, kwargs: Any) -> object:
         """Call a submodule."""
         return self._call(self.fetch_attr(target), args, kwargs)
@@ -87,6 +96,17 @@ class Values(fx.Interpreter):
         value = super().run_node(n)
         self.values[n] = value.clone() if isinstance(value, Tensor) else value
         return value
+
+
+def _thawed(value: Any) -> Any:
+    """Copy the collections of a graph as those of Python; others keep who they are."""
+    if isinstance(value, immutable_list):
+        return [_thawed(item) for item in value]
+    if isinstance(value, immutable_dict):
+        return {key: _thawed(item) for key, item in value.items()}
+    if type(value) is tuple:
+        return tuple(_thawed(item) for item in value)
+    return value
 
 
 def has_rows(value: object, count: int) -> bool:
@@ -208,24 +228,15 @@ def _values(
 def _free_reshapes_from_batch_size(
     traced: fx.GraphModule, values: dict[fx.Node, object], points: set[fx.Node]
 ) -> None:
-    """Turn ``y.view(x.size(0), ...)`` into a layer, so that no batch size crosses the graph."""
-    graph = traced.graph
-    for node in list(graph.nodes):
-        if node.target not in ("view", "reshape", torch.reshape) or node not in points:
+    """Read ``y.view(x.size(0), ...)`` as ``y.view(-1, ...)``: no batch size crosses the graph."""
+    for node in traced.graph.nodes:
+        if node.target not in _RESHAPES or node not in points:
             continue
-        if node.args[0] not in points:
-            continue
-        shape = tuple(values[node].shape[1:])  # type: ignore[attr-defined]
-        name = f"reshape_{node.name}"
-        traced.add_submodule(name, (nn.Flatten() if len(shape) == 1 else Reshape(shape)).eval())
-        with graph.inserting_before(node):
-            layer = graph.call_module(name, (node.args[0],))
-        layer.meta["written_as"] = node.name
-        values[layer] = values[node]
-        points.add(layer)
-        node.replace_all_uses_with(layer)
-        graph.erase_node(node)
-    graph.eliminate_dead_code()
+        source, value = node.args[0] if node.args else None, values[node]
+        if source in points:
+            assert isinstance(value, Tensor)
+            node.args, node.kwargs = (source, (-1, *value.shape[1:])), {}
+    traced.graph.eliminate_dead_code()
     traced.recompile()
 
 
@@ -266,12 +277,12 @@ def _segment(
     if len(nodes) == 1 and last.all_input_nodes == [source]:
         if last.op == "call_module":
             path = str(last.target)
-            name = last.meta.get("written_as")
             child = traced.get_submodule(path)
             if is_plain_call(child, source, last.args, last.kwargs):
-                return Segment(name or path, child, result, child=None if name else path)
+                return Segment(path, child, result, child=path)
         if last.op in ("call_function", "call_method") and last.args[:1] == (source,):
-            layer = layer_of_call(last, value, result)
+            flat = last.target in _RESHAPES and value.ndim > 1 and result.ndim == 2
+            layer = nn.Flatten() if flat else layer_of_call(last, value, result)
             if layer is not None:
                 return Segment(last.name, layer.eval(), result)
     return Segment(last.name, _composite(traced, source, nodes), result)

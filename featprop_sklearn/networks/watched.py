@@ -99,6 +99,15 @@ class Watched:
             if leaving in (None, event.leaving)
         )
 
+    def is_within(self, point: Point, modules: set[nn.Module], *, leaving: bool) -> bool:
+        """Return whether one of the modules ends (else begins) there that does not do both."""
+        calls = [id(event.call) for event in point.events]
+        return any(
+            self._called[id(event.call)] in modules and calls.count(id(event.call)) == 1
+            for event in point.events
+            if event.leaving == leaving
+        )
+
     @cached_property
     def _called(self) -> dict[int, nn.Module]:
         return {id(call): module for module, calls in self.run.calls.items() for call in calls} | {
@@ -172,23 +181,25 @@ class Part:
     def _ends_of_calls(self, inside: set[nn.Module]) -> tuple[int, int] | None:
         """Return where one tensor enters calls, and another leaves them, if modules end there."""
         once = {part for part in inside if len(self.watched.run.calls.get(part, ())) == 1}
-        points = self.watched.points
-        begins, ends = (
-            [
-                number
-                for number, point in enumerate(points)
-                if _are_same(point.value, value) and not self.watched.is_at(point, once, leaving)
-            ]
-            for value, leaving in ((self.x, True), (self.output, False))
-        )
-        for found in begins, ends:  # other values may happen to be the same
-            if len({points[number].events[0].key for number in found}) > 1:
-                raise DoubtError
-        for end in ends:
+        begins = self._places(self.x, once, leaving=True)
+        for end in self._places(self.output, once, leaving=False):
             before = [begin for begin in begins if begin < end]
             if before:
-                return points[before[-1]].place, points[end].place
+                return before[-1], end
         return None
+
+    def _places(self, value: Tensor, modules: set[nn.Module], *, leaving: bool) -> list[int]:
+        """List where the value is and none of the modules ends, or begins; nothing in doubt."""
+        watched = self.watched
+        same = [
+            point
+            for point in watched.points
+            if _are_same(point.value, value)
+            and not watched.is_within(point, modules, leaving=leaving)
+        ]
+        if len({point.events[0].key for point in same}) > 1:  # others happen to be the same
+            return []
+        return [point.place for point in same if not watched.is_at(point, modules, leaving)]
 
     def _has_paths(self, modules: set[nn.Module]) -> bool:
         """Return whether modules were called by paths in the part; shared ones have others, too."""

@@ -190,6 +190,13 @@ def _infer(y: np.ndarray, n_classes: int, width: int) -> np.ndarray:
         return _index_labels(labels.dtype, n_classes)
     if len(labels) != n_classes:
         counted = f"{len(labels)} class" + ("es" if len(labels) != 1 else "")
+        if len(labels) > n_classes:
+            raise ValueError(
+                f"y holds {counted} ({_preview(labels)}) but the network has {_outputs(width)}, "
+                "too few for them: leave samples of some classes out, or pass a network with one "
+                "output a class. One that has an output for each threshold between ordered "
+                "classes takes a matrix of 0 and 1, y[:, None] > thresholds"
+            )
         raise ValueError(
             f"y holds {counted} ({_preview(labels)}) but the network has {_outputs(width)}: which "
             f"output is which class cannot be told; pass classes=[...] with {n_classes} labels in "

@@ -42,10 +42,10 @@ class AutoTrainer(BaseEstimator):
 
     Three steps: BatchNorm statistics are re-estimated on the new data; a closed-form sweep
     refits every affine layer (see :class:`ClosedFormTrainer`); a polish by gradients follows
-    (see :class:`GradientTrainer`). Where there is held-out data, each step is first tried
-    without it, and dropped where it makes more errors there (for a regression: larger ones)
-    than chance would. What is kept is then finished on all rows, the held-out ones included.
-    Without held-out data all three steps are run.
+    (see :class:`GradientTrainer`), and new statistics. Where there is held-out data, each step
+    is first tried without it, and dropped where it makes more errors there (for a regression:
+    larger ones) than chance would. What is kept is then finished on all rows, the held-out ones
+    included. Without held-out data all three steps are run.
 
     Parameters
     ----------
@@ -301,6 +301,8 @@ class _Steps:
             .train(replace(own, validation=None), batch_size=size, **self.more)
         )
         self._take(own, result, "polish", trial)
+        # running averages follow the weights with a lag, with momentum=None hardly at all
+        self._batch_norm(own)
 
     def _lengths(self, n_samples: int, epochs: int) -> tuple[int, int]:
         """Rows a batch, and epochs."""

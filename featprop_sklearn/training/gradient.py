@@ -21,6 +21,7 @@ from torch import nn
 from featprop_sklearn.data import batches
 from featprop_sklearn.networks.probe import random_state_kept
 from featprop_sklearn.propagation import PROPAGATIONS
+from featprop_sklearn.training.anchored import AnchoredAdamW, anchored_groups
 from featprop_sklearn.training.callbacks import best_epoch, one_cycle, recorded_terms
 from featprop_sklearn.training.component import (
     Component,
@@ -55,7 +56,8 @@ class GradientTrainer(BaseEstimator):
     lr : float, default=5e-5
         Learning rate of AdamW.
     weight_decay : float, default=5e-2
-        Weight decay of AdamW.
+        Weight decay of AdamW. Parameters outside of torch's layers, such as factors or tokens,
+        decay to where they were at the start.
     feature_only : bool, default=False
         Train on the feature targets alone, fully decoupled from what is downstream;
         ``alpha`` is then not used.
@@ -262,11 +264,14 @@ class GradientTrainer(BaseEstimator):
         unused: dict[str, Any] = {} if verbose else {"callbacks__print_log": None}
         if validation is None:
             unused["callbacks__valid_loss"] = None
+        decay = float(self.weight_decay)
+        module = network if self.gradient_regularization is None else WithInput(network)
         return NeuralNet(
-            network if self.gradient_regularization is None else WithInput(network),
+            module,
             criterion=loss,
-            optimizer=torch.optim.AdamW,
-            optimizer__weight_decay=float(self.weight_decay),
+            optimizer=AnchoredAdamW,
+            optimizer__weight_decay=decay,
+            optimizer__param_groups=anchored_groups(module, decay),
             # torch has no fused steps for complex numbers
             optimizer__fused=not any(p.is_complex() for p in network.parameters()),
             lr=lr,

@@ -112,6 +112,8 @@ def test_gradients(device):
         torch.testing.assert_close(other.grad.cpu(), one.grad)
 
 
+# torch 2.13 warns about itself when the first forward-mode product of a process is taken
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning")
 @pytest.mark.parametrize("transform", [torch.func.jacrev, torch.func.jacfwd, torch.func.hessian])
 def test_function_transforms(transform, device):
     here, x = network().double().eval()[:6], torch.randn(1, 8, 8, dtype=torch.float64)

@@ -542,3 +542,16 @@ def test_half_precision_networks_give_arrays(mlp):
     classifier = FeatureBackpropClassifier(net, split=0, trainer=QUICK, random_state=0).fit(X, y)
     assert classifier.feature_targets(X, y).dtype == np.float32
     assert classifier.predict_proba(torch.tensor(X, dtype=torch.bfloat16)).shape == (150, 3)
+
+
+@pytest.mark.parametrize(("trainer", "shown"), [("auto", 1500), ("gradient", 3000)])
+def test_a_report_on_many_rows_looks_at_some_unless_targets_are_trained_on(trainer, shown):
+    rng = np.random.default_rng(0)
+    X, y = rng.normal(size=(3000, 4)).astype(np.float32), rng.integers(0, 3, 3000)
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3))
+    fitted = FeatureBackpropClassifier(
+        net, split="0", trainer=trainer, validation_fraction=0, random_state=0
+    ).fit(X, y)
+    assert sum(fitted.report_["status"].values()) == shown
+    assert 0.9 <= fitted.report_["reached"] <= 1

@@ -301,6 +301,11 @@ class Detached(nn.Module):
         return x.detach() * 2
 
 
+class Rounded(nn.Module):
+    def forward(self, x):
+        return nn.functional.layer_norm(x, x.shape[1:]).round()
+
+
 class Argmax(nn.Module):
     def forward(self, x):
         return x.argmax(dim=1, keepdim=True)
@@ -318,6 +323,7 @@ class Raises(nn.Module):
         (nn.Embedding(3, 2), r"Expected tensor for argument|indices"),
         (Embedded(), r"its derivative is zero although its output varies"),
         (Detached(), r"its derivative is zero although its output varies"),
+        (Rounded(), r"its derivative is zero although its output varies"),
         (Raises(), r"\(my own trouble\)"),
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, nn.Module) else "",
@@ -330,6 +336,26 @@ def test_undifferentiable_layers_are_refused(layer, reason):
     assert text.startswith(f"{name} cannot be inverted: it has no inversion of its own")
     assert f"register_inverter({name}, function)" in text
     assert "choose a split after this layer" in text
+
+
+class Normalised(nn.GroupNorm):
+    """Constant inputs give constant outputs, to rounding."""
+
+    def forward(self, x):
+        return nn.functional.group_norm(x, self.num_groups, self.weight, self.bias, self.eps)
+
+
+@pytest.mark.parametrize("groups", [1, 4, 8])
+def test_trained_normalisations_are_differentiable(groups):
+    layer = Normalised(groups, 8).double()
+    nn.init.normal_(layer.weight)
+    nn.init.normal_(layer.bias)
+    prepare(layer, (8,))  # groups of one number give constants, to rounding
+    reference = f64(3, 8, 6, 6)
+    wanted = layer(reference + 0.1 * f64(3, 8, 6, 6)).detach()
+    result = prepare(layer, (8, 6, 6)).invert(wanted, reference)
+    assert result.converged
+    assert (norms(layer(result.solution) - wanted) <= 1e-6 * norms(wanted)).all()
 
 
 class OneNumber(nn.Module):

@@ -1,5 +1,8 @@
 """Jacobians of a batch: dense and matrix-free ones agree with torch's own and with lstsq."""
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -76,3 +79,16 @@ def test_chunks_and_products_give_the_same_preimages(monkeypatch, damping):
         part = inverter.invert(wanted, x)
         assert part.converged
         torch.testing.assert_close(part.solution, whole.solution, rtol=1e-5, atol=1e-6)
+
+
+def test_torch_does_not_warn_about_itself():
+    # once in a process, and this one may have heard it already
+    code = (
+        "import warnings, torch\n"
+        "from featprop_sklearn.inversion.jacobian import Jacobian\n"
+        "x = torch.ones(2, 3, dtype=torch.float64)\n"
+        "warnings.simplefilter('error')\n"
+        "assert Jacobian(torch.square, x).apply(x).eq(2).all()\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

@@ -109,6 +109,54 @@ class Branches(nn.Module):
         return self.head(torch.cat([self.left(a), self.right(b)], dim=1))
 
 
+class Fuse(nn.Module):
+    """Overwrites the list that it is given."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Linear(3, 3), nn.Linear(3, 3)
+
+    def forward(self, branches):
+        branches[0] = self.a(branches[0])
+        return [branches[0] + self.b(branches[1]), branches[1]]
+
+
+class Fused(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.stem, self.fuse, self.head = nn.Linear(3, 3), Fuse(), nn.Linear(3, 2)
+
+    def forward(self, x):
+        x = self.stem(x)
+        a, b = self.fuse([x, x * 2])
+        return self.head(torch.relu(a + b))
+
+
+class Sized(nn.Module):
+    """Takes the sizes of an image as well, whose pixels come in a row."""
+
+    def __init__(self, width):
+        super().__init__()
+        self.norm, self.fc = nn.LayerNorm(width), nn.Linear(width, width)
+
+    def forward(self, x, sizes):
+        return x + self.fc(self.norm(x)) / len(sizes)
+
+
+class PixelRows(nn.Module):
+    def __init__(self, width):
+        super().__init__()
+        self.norm = nn.LayerNorm(width)
+        self.first, self.second = Sized(width), Sized(width)
+
+    def forward(self, x):
+        x = self.norm(x.permute(0, 2, 3, 1))
+        n, h, w, c = x.shape
+        x = self.first(x.reshape(n, -1, c), (h, w)).reshape(n, h, w, c)
+        x = self.second(x.reshape(n, h * w, c), (h, w))
+        return x.reshape(n, h, w, c).permute(0, 3, 1, 2)
+
+
 class InPlaceFunctions(nn.Module):
     def __init__(self):
         super().__init__()
@@ -251,6 +299,15 @@ CASES = {
     "arithmetic": Case(Arithmetic, (3,), ["sub", "truediv", "fc", "mul", "exp"]),
     "own parameters": Case(OwnParameters, (3,), ["fc", "tanh", "mul", "add"]),
     "branches": Case(Branches, (5,), ["stem", "cat", "head"]),
+    "a list overwritten": Case(Fused, (3,), ["stem", "add", "relu", "head"]),
+    "pixels in a row": Case(
+        lambda: nn.Sequential(nn.Conv2d(1, 4, 3), PixelRows(4)),
+        (1, 5, 4),
+        [
+            *("0", "1.permute", "1.norm", "1.reshape", "1.first"),
+            *("1.reshape_2", "1.second", "1.reshape_3", "1.permute_1"),
+        ],
+    ),
     "in-place functions": Case(InPlaceFunctions, (3,), ["clamp_", "a", "relu_", "mul_", "b"]),
     "in-place, closed": Case(
         lambda: nn.Sequential(nn.Linear(3, 3), InPlaceClosed(), nn.Linear(3, 2)),

@@ -23,6 +23,7 @@ from featprop_sklearn.networks import (
     private_layer,
     treat_as_layer,
 )
+from featprop_sklearn.networks.agreement import is_close
 from tests.networks.cases import (
     CASES,
     FunctionalCNN,
@@ -354,6 +355,38 @@ def test_long_reasons_are_cut():
     assert len(closed) < 200
 
 
+HALF = torch.tensor([1.0, 1.0078125], dtype=torch.bfloat16)  # neighbours
+NAN, INF = float("nan"), float("inf")
+
+
+@pytest.mark.parametrize(
+    ("got", "expected", "close"),
+    [
+        (torch.tensor([1e3, 1e-4]), torch.tensor([1e3, 3e-4]), True),  # what is left of 1e3 - 1e3
+        (torch.tensor([1e3, 0.0]), torch.tensor([1e3, 1e-1]), False),
+        (torch.tensor([1e-8, 2e-8]), torch.tensor([2e-8, 1e-8]), False),
+        (torch.tensor([1e3, 1e-4]).double(), torch.tensor([1e3, 3e-4]).double(), False),
+        (torch.zeros(2), torch.zeros(2), True),
+        (torch.empty(0, 2), torch.empty(0, 2), True),
+        (HALF, HALF.flip(0), True),
+        (HALF, 2 * HALF, False),
+        (torch.tensor([1e3 + 1e-4j]), torch.tensor([1e3 + 3e-4j]), True),
+        (torch.tensor([10**6, 0]), torch.tensor([10**6 + 1, 0]), False),
+        (torch.tensor([True, False]), torch.tensor([True, False]), True),
+        (torch.tensor([INF, 1.0]), torch.tensor([INF, 1.0]), True),
+        (torch.tensor([INF, 1.0]), torch.tensor([INF, 2.0]), False),
+        (torch.tensor([INF, 1.0]), torch.tensor([-INF, 1.0]), False),
+        (torch.tensor([NAN, 1.0]), torch.tensor([NAN, 1.0]), False),  # tells nothing
+        (torch.ones(2), torch.ones(2).double(), False),
+        (torch.ones(1, 2), torch.ones(2), False),
+        ((torch.ones(2),), torch.ones(2), False),
+    ],
+    ids=str,
+)
+def test_up_to_rounding(got, expected, close):
+    assert is_close(got, expected) == close
+
+
 class TestPrivateCopy:
     def test_leaves_the_network_as_it_was(self):
         network = nn.Sequential(nn.Linear(3, 3), nn.ReLU(inplace=True), InPlaceClosed()).double()
@@ -424,7 +457,7 @@ class TestErrors:
         with pytest.raises(
             ValueError,
             match=r"The network \(LSTM\) must return one tensor; it returned tuple, in which no .*"
-            r"\[0\] \(2, 5, 2\).*\. Wrap it in a module that returns the logits alone",
+            r"\[0\] \(2, 5, 2\).*\. Wrap it in a module that returns the logits or values alone",
         ):
             build_chain(nn.LSTM(3, 2, batch_first=True), torch.zeros(2, 5, 3))
 

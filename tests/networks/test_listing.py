@@ -252,6 +252,30 @@ def test_what_modules_hand_on_or_share(make):
     assert split_points(network, x) == splits_of_chain(network, x)
 
 
+class Pixelwise(nn.Module):
+    """Adds numbers of some hundreds to pixels, in rows of channels."""
+
+    def __init__(self, channels):
+        super().__init__()
+        self.norm, self.fc = nn.LayerNorm(channels), nn.Linear(channels, channels)
+
+    def forward(self, x):
+        n, c, h, w = x.shape
+        x = x.permute(0, 2, 3, 1).reshape(n, -1, c)
+        x = x + 100 * self.fc(self.norm(x))
+        return x.reshape(n, h, w, c).permute(0, 3, 1, 2)
+
+
+def test_sums_in_another_order_do_not_close_a_network():
+    torch.manual_seed(0)
+    blocks = [Pixelwise(32) for _ in range(6)]
+    network = nn.Sequential(nn.Conv2d(1, 32, 3), *blocks, nn.Conv2d(32, 4, 3))
+    x = torch.randn(8, 1, 8, 8)
+    splits = splits_of_chain(network, x)
+    assert "6.permute_1" in splits
+    assert split_points(network, x) == splits
+
+
 def test_no_split_where_nothing_learns():
     assert split_points(nn.Sequential(nn.ReLU(), nn.Flatten()), np.zeros((2, 2, 2))) == []
 

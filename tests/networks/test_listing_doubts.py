@@ -283,6 +283,25 @@ def test_values_that_happen_to_be_the_same():
     assert split_points(network, x) == of_chain(network, x)
 
 
+class HandedOn(nn.Module):
+    """A block as in networks without normalisation: a scale of one, a branch that starts at 0."""
+
+    def __init__(self):
+        super().__init__()
+        self.act, self.fc = nn.ReLU(), nn.Linear(WIDTH, WIDTH)
+        self.shortcut = nn.Sequential(nn.Identity(), nn.Linear(WIDTH, WIDTH))
+        self.gain = nn.Parameter(torch.zeros(()))
+
+    def forward(self, x):
+        x = self.act(x) * 1.0
+        return self.shortcut(x) + self.gain * self.fc(x)
+
+
+def test_the_same_values_where_a_module_hands_them_on():
+    network, x = nn.Sequential(nn.Linear(WIDTH, WIDTH), HandedOn()), torch.randn(8, WIDTH)
+    assert listed(network, x) == of_chain(network, x) == ["0", "1.act", "1.mul", "1.add"]
+
+
 class Constants(nn.Module):
     def __init__(self):
         super().__init__()

@@ -288,14 +288,31 @@ class TestFit:
         assert fitted.feature_targets(self.X[:1], y[:1]).shape[0] == 1
 
 
+@pytest.mark.parametrize("shape", [(1, 3), (3, 1), (1, 3, 1)])
+def test_axes_of_length_1_are_dropped(shape):
+    class Spread(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.fc = nn.Linear(4, 3)
+
+        def forward(self, x):
+            return self.fc(x).reshape(-1, *shape)
+
+    torch.manual_seed(0)
+    network, x = Spread().eval(), torch.randn(8, 4)
+    found = probe_network(network, x)
+    assert torch.equal(found(x), network.fc(x))
+    assert torch.equal(found(x[:1]), network.fc(x[:1]))
+
+
 class TestErrors:
     def test_two_candidates(self):
         body = Body(lambda o, f: (o, {"deep": f}))
         with pytest.raises(
             ValueError,
             match=r"The network \(Body\) must return one tensor; it returned tuple, in which "
-            r"\[0\] \(8, 3\) and \[1\]\['deep'\] \(8, 5\) could each be the logits\. Name one of "
-            "them 'logits' in a dict, or wrap it in a module that returns the logits alone",
+            r"\[0\] \(8, 3\) and \[1\]\['deep'\] \(8, 5\) could each be the logits or values\. "
+            "Name one of them 'logits' in a dict, or wrap it in a module that returns these alone",
         ):
             probe_network(body.eval(), rows())
 

@@ -45,3 +45,13 @@ def test_a_classifier_of_padded_sequences():
     assert describe(network, X)["refitted"].sum() > 0
     classifier = FeatureBackpropClassifier(network, random_state=0).fit(X, y)
     assert classifier.score(X, y) > 0.6
+
+
+def test_embeddings_with_sparse_gradients_are_trained():
+    X, y = np.random.default_rng(0).integers(0, 9, (60, 4)), np.arange(60) % 3
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Embedding(9, 8, sparse=True), nn.Flatten(), nn.Linear(32, 3))
+    classifier = FeatureBackpropClassifier(network, random_state=0).fit(X, y)
+    assert classifier.score(X, y) > 0.6
+    assert not torch.equal(classifier.network_[0].weight, network[0].weight)
+    assert network[0].sparse

@@ -106,6 +106,23 @@ class TestMixedSamples:
 
 
 class TestRepeated:
+    def test_quantisation_observers(self):
+        from torch.ao.quantization import MovingAverageMinMaxObserver
+
+        class Observed(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.fc, self.observer = nn.Linear(4, 3), MovingAverageMinMaxObserver()
+
+            def forward(self, x):
+                x = self.observer(self.fc(x))
+                return x / (self.observer.max_val + 1)
+
+        net, x = Observed().eval(), torch.randn(8, 4)
+        net(10 * x)
+        with pytest.raises(ValueError, match=r"again .*\. Observers .* module\.apply\(torch\.ao"):
+            probe_network(net, x)
+
     def test_noise(self):
         network = Run(lambda o: o + 0.01 * torch.randn_like(o))
         with pytest.raises(

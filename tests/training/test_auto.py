@@ -232,3 +232,19 @@ def test_chunks_accumulate_in_closed_form(digits, network):
     assert classifier.n_iter_ == 3
     before = (network(torch.from_numpy(rotated(X_test))).argmax(1).numpy() == y_test).mean()
     assert classifier.score(rotated(X_test), y_test) > before
+
+
+@pytest.mark.parametrize("momentum", [None, 1e-3, 0.1])
+def test_statistics_are_those_of_the_trained_weights(network, digits, momentum):
+    X, _, y, _ = digits
+    net = copy.deepcopy(network)
+    net[1].momentum = momentum
+    fitted = FeatureBackpropClassifier(net, random_state=0).fit(rotated(X), y)
+    with torch.no_grad():
+        features = fitted.network_[0](torch.from_numpy(rotated(X)))
+    norm = fitted.network_[1]
+    torch.testing.assert_close(norm.running_mean, features.mean(dim=0), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(
+        norm.running_var, features.var(dim=0, correction=0), rtol=1e-4, atol=1e-4
+    )
+    assert norm.momentum == momentum

@@ -683,3 +683,27 @@ def test_statistics_of_batch_norm_stay_where_new_ones_do_harm():
     before = net[1].running_mean.clone()
     result = ClosedFormTrainer(sweeps=0).train(part, batch_size=64)
     assert torch.equal(result.state[1]["running_mean"], before)
+
+
+class OwnProduct(nn.Module):
+    """An affine layer that is none of torch's."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(64, 16) / 8)
+
+    def forward(self, x):
+        return x @ self.weight
+
+
+@pytest.mark.parametrize("method", ["fit", "partial_fit"])
+def test_nothing_to_refit_is_told(method, digits):
+    X, _, y, _ = digits
+    torch.manual_seed(0)
+    network = nn.Sequential(OwnProduct(), nn.ReLU(), nn.Linear(16, 10))
+    classifier = FeatureBackpropClassifier(network, split="1", trainer="closed_form")
+    reason = "; 0: OwnProduct is none of torch's affine layers" if method == "fit" else ""
+    with pytest.warns(UserWarning, match=rf"'1' could be refitted in closed form{reason}\. Choose"):
+        getattr(classifier, method)(X[:100], y[:100])
+    automatic = classifier.set_params(trainer="auto")
+    automatic.fit(X[:100], y[:100])
