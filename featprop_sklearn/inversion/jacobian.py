@@ -51,8 +51,10 @@ def jvp(
 
     Returns
     -------
-    output, product : Tensor
-        Of the shape of f(x).
+    output : Tensor
+        f(x).
+    product : Tensor of the shape of ``output``
+        J times the direction.
     """
     _load_forward_mode()
     output, product = torch.func.jvp(function, (x,), (direction,))[:2]
