@@ -375,6 +375,7 @@ class FeatureBackpropBase(SharedParameters, TakesSamples, SavedOnCPU, ABC):
                 keep_targets=trainer.needs_targets,
             )
             self.report_ = self._report(found, shown)
+            _tell_of_dead_ends(found)
             try:
                 self.history_, interrupted, left_out = post_train(
                     network.chain,
@@ -543,6 +544,22 @@ class FeatureBackpropBase(SharedParameters, TakesSamples, SavedOnCPU, ABC):
         samples = self._known_samples(X)
         outputs = self._outputs(self.module_, self._inputs(samples, self.module_))
         return outputs.reshape(len(outputs), -1)
+
+
+def _tell_of_dead_ends(found: Propagated) -> None:
+    """Say where no sample's output can be changed from a split."""
+    for split, quality in found.quality.items():
+        counts = quality.counts()
+        moved = sum(counts.get(name, 0) for name in ("reached", "stalled", "blocked"))
+        if moved and counts.get("blocked") == moved:
+            warnings.warn(
+                f"No output depends on the feature at split {split!r}, for any sample that is to "
+                "be answered otherwise: what follows has weights of zero, or units that are off. "
+                "No feature target can be set there. Choose a later split, or train the output "
+                "first.",
+                UserWarning,
+                stacklevel=6,
+            )
 
 
 def _as_array(rows: Inputs) -> NDArray:

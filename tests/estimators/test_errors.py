@@ -140,9 +140,9 @@ class Detached(nn.Module):
         ({"module": nn.Linear(4, 2)}, ValueError, r"y holds 3 classes .* 2 outputs"),
         ({"module": nn.ReLU()}, ValueError, r"module has no parameters"),
         (
-            {"module": nn.Sequential(nn.Unflatten(1, (1, 4)), nn.Linear(4, 3))},
+            {"module": nn.Sequential(nn.Unflatten(1, (2, 2)), nn.Linear(2, 3))},
             ValueError,
-            r"must return one row of outputs per sample.*\(n_samples, 1, 3\)",
+            r"must return one row of outputs per sample.*\(n_samples, 2, 3\)",
         ),
         (
             {
@@ -318,3 +318,15 @@ def test_training_that_diverges_is_said_and_undone(mlp):
     with pytest.warns(ConvergenceWarning, match=r"diverged: .* Lower lr \(now 1e\+30\)"):
         classifier.fit(X, Y)
     assert torch.equal(classifier.module_[0].weight, mlp[0].weight)
+
+
+@pytest.mark.parametrize("trainer", ["auto", "closed_form", "gradient"])
+def test_a_split_that_nothing_depends_on_is_told(trainer):
+    X, y = load_iris(return_X_y=True)
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3))
+    nn.init.zeros_(net[2].weight)
+    classifier = FeatureBackpropClassifier(net, split="1", trainer=trainer, random_state=0)
+    with pytest.warns(UserWarning, match=r"No output depends on the feature at split '1'.* later"):
+        classifier.fit(X, y)
+    assert set(classifier.report_["status"]) <= {"met", "blocked"}
