@@ -2,6 +2,7 @@
 
 import _thread
 import pickle
+import warnings
 from collections import Counter
 
 import joblib
@@ -167,8 +168,14 @@ def test_ctrl_c_leaves_a_usable_estimator_and_cluster(classifier, digits, finish
     untrained = clone(classifier).set_params(trainer__sweeps=0).fit(*digits)
     finished.interrupt_after = 12  # of 9 tasks a layer: in the second
     with joblib.parallel_config(backend="dask"):
-        with pytest.warns(ConvergenceWarning, match="interrupted; the estimator is usable"):
-            stopped = clone(classifier).fit(*digits)
+        for _ in range(3):  # Python drops an interrupt that comes while it collects garbage
+            finished.by_worker.clear()
+            with warnings.catch_warnings(record=True) as caught:
+                warnings.simplefilter("always")
+                stopped = clone(classifier).fit(*digits)
+            if any(issubclass(warning.category, ConvergenceWarning) for warning in caught):
+                break
+        assert any("interrupted; the estimator is usable" in str(w.message) for w in caught)
         again = clone(classifier).fit(*digits)
     assert 12 <= finished.count < 18 + 18
     assert_same_weights(stopped, untrained)
