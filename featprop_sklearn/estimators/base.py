@@ -38,6 +38,11 @@ from featprop_sklearn.estimators.checks import (
     checked_fraction,
     checked_trainer,
 )
+from featprop_sklearn.estimators.notices import (
+    tell_of_dead_ends,
+    tell_of_parts_left_out,
+    tell_of_sweeps_in_vain,
+)
 from featprop_sklearn.estimators.samples import EXAMPLES, Samples, TakesSamples, with_labels
 from featprop_sklearn.estimators.saving import SavedOnCPU
 from featprop_sklearn.networks import (
@@ -375,7 +380,7 @@ class FeatureBackpropBase(SharedParameters, TakesSamples, SavedOnCPU, ABC):
                 keep_targets=trainer.needs_targets,
             )
             self.report_ = self._report(found, shown)
-            _tell_of_dead_ends(found)
+            tell_of_dead_ends(found.quality)
             try:
                 self.history_, interrupted, left_out = post_train(
                     network.chain,
@@ -393,9 +398,12 @@ class FeatureBackpropBase(SharedParameters, TakesSamples, SavedOnCPU, ABC):
                 )
             finally:
                 network.hand_over()
-            self._tell_of(left_out)
+            if not isinstance(self.split_, str):
+                for split, report in self.report_.items():
+                    report["used"] = split not in left_out
+            tell_of_parts_left_out(left_out)
             if isinstance(trainer, ClosedFormTrainer):
-                self._tell_of_no_refits(splits)
+                tell_of_sweeps_in_vain(self.history_, splits)
         except KeyboardInterrupt:
             interrupted = True
         self.n_iter_ = _epochs(self.history_)
@@ -406,35 +414,6 @@ class FeatureBackpropBase(SharedParameters, TakesSamples, SavedOnCPU, ABC):
                 ConvergenceWarning,
                 stacklevel=5,
             )
-
-    def _tell_of(self, left_out: list[str]) -> None:
-        """Say which parts of the network are as they were, where there are several."""
-        if not isinstance(self.split_, str):
-            for split, report in self.report_.items():
-                report["used"] = split not in left_out
-        if left_out:
-            warnings.warn(
-                f"The parts trained for the splits {', '.join(map(repr, left_out))} make the whole "
-                "network worse together with those before them, and are left out: parts are "
-                "trained independently of each other. Use fewer splits, or one.",
-                UserWarning,
-                stacklevel=6,
-            )
-
-    def _tell_of_no_refits(self, splits: list[str]) -> None:
-        """Say where sweeps found no layer to refit."""
-        for split in splits:
-            entries = [entry for entry in self.history_ if entry["split"] == split]
-            sweeps = [entry for entry in entries if entry["sweep"] > 0]
-            if sweeps and not any(entry["refitted"] for entry in sweeps):
-                reasons = [*entries[0].get("not_refitted", {}).items()][:3]
-                warnings.warn(
-                    f"No layer up to split {split!r} could be refitted in closed form"
-                    f"{''.join(f'; {name}: {reason}' for name, reason in reasons)}. Choose a later "
-                    "split, or trainer='auto' or 'gradient'.",
-                    UserWarning,
-                    stacklevel=6,
-                )
 
     # Pieces ---------------------------------------------------------------------------
 
@@ -544,22 +523,6 @@ class FeatureBackpropBase(SharedParameters, TakesSamples, SavedOnCPU, ABC):
         samples = self._known_samples(X)
         outputs = self._outputs(self.module_, self._inputs(samples, self.module_))
         return outputs.reshape(len(outputs), -1)
-
-
-def _tell_of_dead_ends(found: Propagated) -> None:
-    """Say where no sample's output can be changed from a split."""
-    for split, quality in found.quality.items():
-        counts = quality.counts()
-        moved = sum(counts.get(name, 0) for name in ("reached", "stalled", "blocked"))
-        if moved and counts.get("blocked") == moved:
-            warnings.warn(
-                f"No output depends on the feature at split {split!r}, for any sample that is to "
-                "be answered otherwise: what follows has weights of zero, or units that are off. "
-                "No feature target can be set there. Choose a later split, or train the output "
-                "first.",
-                UserWarning,
-                stacklevel=6,
-            )
 
 
 def _as_array(rows: Inputs) -> NDArray:
