@@ -5,13 +5,22 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
+from math import prod
 from typing import ClassVar
 
+import torch
 from torch import Size, Tensor, nn
 
 from featprop_sklearn.least_squares import Solver, SolveResult, check_damping, get_solver
 
-__all__ = ["Bounds", "ClosedForm", "InversionOptions", "Inverter", "UnsupportedLayerError"]
+__all__ = [
+    "Bounds",
+    "ClosedForm",
+    "InversionOptions",
+    "Inverter",
+    "UnsupportedLayerError",
+    "uneven",
+]
 
 Bounds = tuple[float, float]
 
@@ -107,3 +116,9 @@ class ClosedForm(Inverter):
 
     def invert(self, wanted: Tensor, reference: Tensor) -> SolveResult:  # noqa: D102
         return SolveResult(self.function(self.layer, wanted, reference))
+
+
+def uneven(n_samples: int, shape: Size, device: torch.device) -> Tensor:
+    """Make samples to try a layer on: nowhere constant, which normalisations turn to rounding."""
+    steps = torch.arange(n_samples * prod(shape), dtype=torch.float64, device=device)
+    return steps.cos().reshape(n_samples, *shape)

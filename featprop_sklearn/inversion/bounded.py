@@ -10,7 +10,7 @@ from torch import Tensor
 
 from featprop_sklearn.inversion.base import Bounds
 from featprop_sklearn.least_squares import LinearMap, SolveResult, get_solver
-from featprop_sklearn.least_squares.rows import as_rows, row_dots, row_norms
+from featprop_sklearn.least_squares.rows import as_rows, row_dots, row_norms, row_solutions
 from featprop_sklearn.least_squares.solver import entries, fits_densely
 
 __all__ = ["BoundedLeastSquares"]
@@ -278,7 +278,7 @@ class _Dual:
         jacobian = (self.rows * free[:, None, :]) @ self.rows.T
         jacobian.diagonal(dim1=1, dim2=2).add_(self.weight)
         factor = torch.linalg.cholesky(jacobian)
-        return torch.cholesky_solve(gradient[:, :, None], factor)[:, :, 0]
+        return row_solutions(factor, gradient)
 
     def _backtrack(self, dual: Tensor, direction: Tensor, slope: Tensor, least: Tensor) -> Tensor:
         """Largest 2^-k that raises the dual enough, or halves the least error so far; else 0."""

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import copy
 from dataclasses import replace
-from math import prod
 
 import torch
 from torch import Size, Tensor, nn
 
 from featprop_sklearn.data import module_device
-from featprop_sklearn.inversion.base import InversionOptions, Inverter, UnsupportedLayerError
+from featprop_sklearn.inversion.base import (
+    InversionOptions,
+    Inverter,
+    UnsupportedLayerError,
+    uneven,
+)
 from featprop_sklearn.inversion.jacobian import DenseJacobian, Jacobian, linearise, rows_at_a_time
 from featprop_sklearn.least_squares import LinearMap, SolveResult
 from featprop_sklearn.least_squares.rows import per_row, row_dots, row_norms
@@ -67,9 +71,8 @@ class GaussNewton(Inverter):
     def _check_differentiable(self) -> None:
         name = type(self.layer).__name__
         device = module_device(self.layer)
-        # neither constant, which normalisations send to rounding, nor parallel
-        steps = torch.arange(5 * prod(self.in_shape), dtype=torch.float64, device=device)
-        waves = steps.cos().reshape(5, *self.in_shape)
+        # not along the line of the probes either
+        waves = uneven(5, self.in_shape, device)
         probe = per_row(torch.linspace(0.0, 1.0, 5, device=device), waves) * (1 + waves[:1]) / 2
         try:
             change = Jacobian(self.layer, probe).apply(waves)

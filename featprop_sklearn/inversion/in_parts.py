@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from math import prod
 from operator import attrgetter
 
 import torch
@@ -13,7 +12,7 @@ from torch.nn import functional as F
 
 from featprop_sklearn.data import module_device
 from featprop_sklearn.inversion.affine import AffineInverter, RearrangementInverter
-from featprop_sklearn.inversion.base import InversionOptions, Inverter
+from featprop_sklearn.inversion.base import InversionOptions, Inverter, uneven
 from featprop_sklearn.least_squares import DiagonalMap, SolveResult
 from featprop_sklearn.networks.agreement import agrees
 from featprop_sklearn.networks.tracing import CannotOpenError, trace_segments
@@ -81,8 +80,7 @@ def parts_of(layer: nn.Module, in_shape: Size) -> list[tuple[nn.Module, Size]]:
     list of (nn.Module, Size)
         Empty where the layer does not fall into parts.
     """
-    steps = torch.arange(2 * prod(in_shape), dtype=torch.float64, device=module_device(layer))
-    x = steps.cos().reshape(2, *in_shape)
+    x = uneven(2, in_shape, module_device(layer))
     try:
         segments = trace_segments(layer, x)
     except CannotOpenError:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from featprop_sklearn.least_squares import BatchMap, KrylovSolver, LinearMap
-from featprop_sklearn.least_squares.rows import as_rows, per_row, row_products
+from featprop_sklearn.least_squares.rows import as_rows, per_row, row_products, row_solutions
 
 __all__ = ["DenseJacobian", "Jacobian", "jvp", "linearise", "rows_at_a_time"]
 
@@ -168,8 +168,8 @@ class DenseJacobian(LinearMap):
         shifted.diagonal(dim1=1, dim2=2).add_(damping.square()[:, None])
         factor = torch.linalg.cholesky(shifted)
         if wide:
-            return self.adjoint(_solve(factor, as_rows(rhs)))
-        return _solve(factor, as_rows(self.adjoint(rhs))).reshape(-1, *self.in_shape)
+            return self.adjoint(row_solutions(factor, as_rows(rhs)))
+        return row_solutions(factor, as_rows(self.adjoint(rhs))).reshape(-1, *self.in_shape)
 
     @functools.cached_property
     def _gram(self) -> Tensor:
@@ -180,10 +180,6 @@ class DenseJacobian(LinearMap):
     @staticmethod
     def _times(matrices: Tensor, vectors: Tensor) -> Tensor:
         return row_products(matrices, as_rows(vectors))
-
-
-def _solve(factor: Tensor, rows: Tensor) -> Tensor:
-    return torch.cholesky_solve(rows[:, :, None], factor)[:, :, 0]
 
 
 def _matrices(jacobian: Jacobian) -> Tensor:

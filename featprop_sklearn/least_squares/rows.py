@@ -7,7 +7,7 @@ from math import prod
 import torch
 from torch import Tensor
 
-__all__ = ["as_rows", "per_row", "row_dots", "row_norms", "row_products"]
+__all__ = ["as_rows", "per_row", "row_dots", "row_norms", "row_products", "row_solutions"]
 
 
 def as_rows(values: Tensor) -> Tensor:
@@ -29,6 +29,11 @@ def row_products(matrices: Tensor, vectors: Tensor) -> Tensor:
     """Multiply each sample's matrix (m, n) with its vector (n,)."""
     # as rows: with a column, torch's product for batches takes up to eight times as long
     return (vectors[..., None, :] @ matrices.mT)[..., 0, :]
+
+
+def row_solutions(factors: Tensor, vectors: Tensor) -> Tensor:
+    """Solve each sample's system for its vector (n,), by its Cholesky factor (n, n)."""
+    return torch.cholesky_solve(vectors[..., None], factors)[..., 0]
 
 
 def per_row(scalars: Tensor, like: Tensor) -> Tensor:

@@ -115,6 +115,7 @@ _LAYERS_BY_NAME: dict[str, type[nn.Module]] = {
     "log_softmax": nn.LogSoftmax,
 }
 _RESHAPES = {"view", "reshape", "flatten", "squeeze", "unsqueeze", "unflatten", "contiguous"}
+_TO_ROWS = {"view", "reshape"}
 _PERMUTATIONS = {"permute", "transpose", "movedim", "swapaxes", "moveaxis"}
 
 
@@ -138,6 +139,8 @@ def layer_of_call(node: fx.Node, value: Tensor, result: Tensor) -> nn.Module | N
     """
     target = node.target
     name = target if isinstance(target, str) else getattr(target, "__name__", "")
+    if name in _TO_ROWS and value.ndim > 1 and result.ndim == 2:
+        return nn.Flatten()
     if name in _RESHAPES:
         return Reshape(tuple(result.shape[1:]))
     if name in _PERMUTATIONS:

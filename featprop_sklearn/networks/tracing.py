@@ -33,7 +33,7 @@ __all__ = [
 TRACED = "traced"
 
 #: calls that often name the batch size
-_RESHAPES = ("view", "reshape", torch.reshape)
+_SIZED = ("view", "reshape", torch.reshape)
 
 #: characters of torch.fx's own reason that are worth repeating
 REASON_LENGTH = 120
@@ -230,7 +230,7 @@ def _free_reshapes_from_batch_size(
 ) -> None:
     """Read ``y.view(x.size(0), ...)`` as ``y.view(-1, ...)``: no batch size crosses the graph."""
     for node in traced.graph.nodes:
-        if node.target not in _RESHAPES or node not in points:
+        if node.target not in _SIZED or node not in points:
             continue
         source, value = node.args[0] if node.args else None, values[node]
         if source in points:
@@ -281,8 +281,7 @@ def _segment(
             if is_plain_call(child, source, last.args, last.kwargs):
                 return Segment(path, child, result, child=path)
         if last.op in ("call_function", "call_method") and last.args[:1] == (source,):
-            flat = last.target in _RESHAPES and value.ndim > 1 and result.ndim == 2
-            layer = nn.Flatten() if flat else layer_of_call(last, value, result)
+            layer = layer_of_call(last, value, result)
             if layer is not None:
                 return Segment(last.name, layer.eval(), result)
     return Segment(last.name, _composite(traced, source, nodes), result)

@@ -39,8 +39,8 @@ def falling_root(
     Dowell, Jarratt (1971), doi:10.1007/BF01934364.
     """
     at_high = function(high)
-    found = torch.where(at_high >= 0, high, low)
     done = at_high >= 0
+    found = torch.where(done, high, low)
     if done.all():
         return found
     at_low = function(low)

@@ -18,21 +18,22 @@ def data():
     return rng.normal(size=(60, 8, 8)).astype(np.float32), np.arange(60) % 10
 
 
-@pytest.fixture
-def asked_for_gradients(monkeypatch):
-    """Whether cuDNN was on, at each run of an LSTM in eval mode that may be differentiated."""
-    found, forward = [], nn.LSTM.forward
-
+def watch(forward, found):
     def watched(self, *args):
         if torch.is_grad_enabled() and not self.training:
-            output = forward(self, *args)
-            if output[0].requires_grad:
-                found.append(torch.backends.cudnn.enabled)
-            return output
+            found.append(torch.backends.cudnn.enabled)
         return forward(self, *args)
 
+    return watched
+
+
+@pytest.fixture
+def asked_for_gradients(monkeypatch):
+    """Whether cuDNN was on, at each run in eval mode of a layer with derivatives on."""
+    found = []
     monkeypatch.setattr(torch.backends.cudnn, "enabled", True)
-    monkeypatch.setattr(nn.LSTM, "forward", watched)
+    for layer in (nn.LSTM, nn.GRU):
+        monkeypatch.setattr(layer, "forward", watch(layer.forward, found))
     return found
 
 
@@ -71,22 +72,14 @@ def test_targets_and_attributions(data, asked_for_gradients):
     assert torch.backends.cudnn.enabled
 
 
-def test_components_in_other_threads(data, monkeypatch):
-    found, forward = [], nn.GRU.forward
-
-    def watched(self, *args):
-        if torch.is_grad_enabled() and not self.training:
-            found.append(torch.backends.cudnn.enabled)
-        return forward(self, *args)
-
-    monkeypatch.setattr(nn.GRU, "forward", watched)
+def test_components_in_other_threads(data, asked_for_gradients):
     estimator = FeatureBackpropClassifier(
         TwoGRUs(), split=["embed", "inner"], trainer="gradient", n_jobs=2, random_state=0
     )
     with joblib.parallel_config("threading"):
         estimator.fit(*data)
-    assert found
-    assert not any(found)
+    assert asked_for_gradients
+    assert not any(asked_for_gradients)
     assert torch.backends.cudnn.enabled
 
 
